@@ -1,0 +1,1 @@
+//! evoke-control

@@ -1,0 +1,23 @@
+//! The vocabulary of Evoke: typed ids, error codes, resource amounts, lifecycle phases, and the traits
+//! through which time and randomness come in. No I/O and no async runtime, so that every decision built
+//! on it runs in simulation.
+//!
+//! Entry points: [`id`] for ids, [`Error`] and [`ErrorCode`] for failures, [`Clock`] and [`Entropy`] for
+//! the outside world, [`Principal`] for who is asking.
+
+mod clock;
+mod error;
+pub mod id;
+mod phase;
+mod principal;
+mod resources;
+
+pub use clock::{Clock, Entropy, SeededEntropy, SystemClock, SystemEntropy, UnixMs};
+pub use error::{Error, ErrorCode, Result};
+pub use id::{
+    AppId, BlobId, CallId, ClassId, DefinitionId, EnvironmentId, FunctionId, ImageId, InputId, MountId,
+    SecretId, TaskId,
+};
+pub use phase::{Phase, StartPath};
+pub use principal::Principal;
+pub use resources::Resources;
