@@ -1,0 +1,269 @@
+//! The interface between the control plane and the workers, as plain Rust. On one machine both sides are in
+//! one process; on a fleet the same traits are carried over the network.
+
+use bytes::Bytes;
+use evoke_core::{AppId, CallId, Error, FunctionId, InputId, Phase, TaskId, UnixMs};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::{BoxStream, Service};
+
+/// One container to run: everything that a worker needs to know about it.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    /// The container.
+    pub task_id: TaskId,
+    /// The app that it belongs to.
+    pub app_id: AppId,
+    /// The function that it runs.
+    pub function_id: FunctionId,
+    /// Fences the assignment: of two for one task, the one with the higher generation counts.
+    pub generation: u64,
+    /// The complete root file system, bottom first: image, mounts, client bundle.
+    pub layers: Vec<LayerRef>,
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Its environment.
+    pub env: Vec<(String, String)>,
+    /// Its working folder.
+    pub cwd: String,
+    /// A serialized `ContainerArguments`. The worker puts it into a file of the container and names it in
+    /// `MODAL_CONTAINER_ARGUMENTS_PATH`. Empty where the program is not a function's container (image
+    /// builds).
+    pub container_arguments: Bytes,
+    /// What it may use.
+    pub limits: Limits,
+    /// What network it sees.
+    pub network: NetworkMode,
+    /// How long it has to end after an interrupt before it is killed, in milliseconds.
+    pub grace_ms: u64,
+    /// How long it has to come from start to ready, in milliseconds.
+    pub startup_timeout_ms: u64,
+    /// Once its processes ended, what it wrote becomes a layer at this path (image builds).
+    pub commit_on_exit: Option<PathBuf>,
+}
+
+/// One layer of a root file system, by its path on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LayerRef {
+    /// The folder.
+    pub path: PathBuf,
+    /// Whose its files are inside the container.
+    pub owner: LayerOwner,
+}
+
+/// Whose the files of a layer are inside the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayerOwner {
+    /// The ids on disk are the container's own.
+    Canonical,
+    /// The files of this user and group of the host appear as root's.
+    Single {
+        /// The host's user id.
+        uid: u32,
+        /// The host's group id.
+        gid: u32,
+    },
+}
+
+/// What a container may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Share of the CPU under contention, in thousandths of a core.
+    pub cpu_shares_milli: u32,
+    /// Most CPU, in thousandths of a core; none: what is free.
+    pub cpu_max_milli: Option<u32>,
+    /// Memory that is kept for it, in bytes.
+    pub memory_low_bytes: u64,
+    /// Memory over which it is killed, in bytes; none: what the machine has.
+    pub memory_max_bytes: Option<u64>,
+    /// Most processes and threads.
+    pub pids_max: u32,
+    /// Size of /dev/shm, in bytes.
+    pub shm_bytes: u64,
+}
+
+/// What network a container sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// An interface of its own, behind the host's address.
+    Bridged,
+    /// Only its own loopback.
+    Loopback,
+}
+
+/// What a worker tells the control plane about a container.
+#[derive(Debug, Clone)]
+pub enum WorkerEvent {
+    /// It reached a phase.
+    Phase {
+        /// The container.
+        task: TaskId,
+        /// The phase.
+        phase: Phase,
+        /// When.
+        at: UnixMs,
+    },
+    /// It could not be started. Everything it held is given back; no other event follows.
+    StartFailed {
+        /// The container.
+        task: TaskId,
+        /// Why, and the mend.
+        error: Error,
+        /// When.
+        at: UnixMs,
+    },
+    /// Its processes are gone, its output is shipped, and everything it held is given back. The last event.
+    Exited {
+        /// The container.
+        task: TaskId,
+        /// How its program ended.
+        exit: Exit,
+        /// What it used in all.
+        usage: Usage,
+        /// What became of [`Assignment::commit_on_exit`], where that was asked for.
+        committed: Option<Result<CommittedLayer, Error>>,
+        /// When.
+        at: UnixMs,
+    },
+}
+
+/// How a container's program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exit {
+    /// Its exit code, if it exited.
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// The kernel killed it for using more memory than its limit.
+    pub oom: bool,
+    /// The worker stopped it, as it was told to.
+    pub killed_by_us: bool,
+}
+
+/// What a container used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// From start to end, in milliseconds.
+    pub wall_ms: u64,
+    /// CPU time, in nanoseconds.
+    pub cpu_ns: u64,
+    /// The most memory it held, in bytes.
+    pub memory_peak_bytes: u64,
+}
+
+/// A layer made of what a container wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CommittedLayer {
+    /// Size of its files, in bytes.
+    pub bytes: u64,
+    /// Number of its files.
+    pub files: u64,
+}
+
+/// Which output of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutputFd {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A piece of a container's output.
+#[derive(Debug, Clone)]
+pub struct LogChunk {
+    /// The container.
+    pub task: TaskId,
+    /// Its app.
+    pub app: AppId,
+    /// Its function.
+    pub function: FunctionId,
+    /// Which output.
+    pub fd: OutputFd,
+    /// Where the piece begins in all that the container wrote there, in bytes. A piece that the log store
+    /// has already is ignored.
+    pub spool_offset: u64,
+    /// When it was captured.
+    pub at_ms: UnixMs,
+    /// The call that it belongs to, where that is certain.
+    pub call: Option<CallId>,
+    /// The input that it belongs to, where that is certain.
+    pub input: Option<InputId>,
+    /// The bytes, not necessarily text, not necessarily whole lines.
+    pub data: Bytes,
+}
+
+/// How a container is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// SIGINT, and SIGKILL once the grace is over.
+    Interrupt {
+        /// The grace, in milliseconds.
+        grace_ms: u64,
+    },
+    /// SIGKILL.
+    Kill,
+}
+
+/// What a worker needs of the control plane: its containers' own RPCs are served by it (as a [`Service`],
+/// forwarded undecoded, the context's principal being the container), and it takes what the worker tells.
+#[async_trait::async_trait]
+pub trait Control: Service {
+    /// Takes an event. It returns once the event is noted; the same event may come twice.
+    async fn report(&self, event: WorkerEvent);
+
+    /// Takes output. What it took is durable when it returns.
+    async fn append_logs(&self, chunks: Vec<LogChunk>) -> Result<(), Error>;
+
+    /// How far standard output and standard error of a container were taken over, in bytes: where shipping
+    /// goes on after a restart.
+    async fn log_offsets(&self, task: TaskId) -> (u64, u64);
+}
+
+/// What the control plane needs of a worker.
+#[async_trait::async_trait]
+pub trait Worker: Send + Sync {
+    /// Accepts an assignment; how it goes on comes through [`Control::report`].
+    async fn assign(&self, assignment: Assignment) -> Result<(), Error>;
+
+    /// Stops a container; a container that is gone already is fine.
+    async fn stop(&self, task: TaskId, how: StopMode);
+
+    /// The containers that live: after a restart, those that lived on.
+    async fn running(&self) -> Vec<TaskId>;
+
+    /// Names the input that a container works on, to tag its output by; none where that is not certain.
+    fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>);
+}
+
+/// A listener that only one container can reach.
+#[derive(Debug)]
+pub enum ContainerListener {
+    /// On the loopback of its network namespace.
+    Tcp(TcpListener),
+    /// A socket in its root.
+    Unix(UnixListener),
+}
+
+/// Serves a container's listeners: its RPCs go to the service that the worker gives, everything else (its
+/// blobs) is the platform's. The gateway is one; the worker gets it handed in.
+#[async_trait::async_trait]
+pub trait ContainerIngress: Send + Sync {
+    /// Serves until `stop` resolves (or its sender is dropped), then until the calls in flight are done,
+    /// within a bound. `origin` is the base address of the URLs that the container is given, as the
+    /// container reaches it, without a slash at the end.
+    async fn serve_container(
+        &self,
+        task: TaskId,
+        listener: ContainerListener,
+        origin: Arc<str>,
+        service: Arc<dyn Service>,
+        stop: tokio::sync::watch::Receiver<bool>,
+    ) -> Result<(), Error>;
+}
+
+/// Chunks of a body, for callers that stream.
+pub type BodyStream = BoxStream<Result<Bytes, Error>>;
