@@ -1,0 +1,321 @@
+//! One request with redirects, retries and bounds.
+
+use super::{
+    FetchError,
+    proxies::Proxies,
+    redact_url,
+    url::{join_url, percent_decode, split_url},
+};
+use crate::HostEnv;
+use base64::Engine as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use std::{
+    io::{self, Read},
+    sync::Arc,
+    time::Duration,
+};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+/// Redirects followed for one request.
+const REDIRECTS_MAX: u32 = 10;
+/// Idle connections kept for reuse.
+const IDLE_CONNECTIONS_MAX: usize = 8;
+/// The longest `Retry-After` that is waited for; a longer one counts as a failure.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(15);
+
+/// How long and how often a request is tried.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// For the connection, with name look-up and TLS.
+    pub connect_timeout: Duration,
+    /// Until the head of the answer is there.
+    pub answer_timeout: Duration,
+    /// The longest silence inside a body.
+    pub idle_timeout: Duration,
+    /// Attempts in all, the first included.
+    pub attempts_max: u32,
+    /// The wait before the second attempt; it doubles with each further one.
+    pub backoff: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(15),
+            answer_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+            attempts_max: 4,
+            backoff: Duration::from_millis(300),
+        }
+    }
+}
+
+/// The client; cheap to clone, its connections are shared.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    direct: ureq::Agent,
+    by_http_proxy: Option<ureq::Agent>,
+    by_https_proxy: Option<ureq::Agent>,
+    proxies: Proxies,
+    limits: Limits,
+}
+
+/// An answer whose body is still on the wire.
+pub struct Reply {
+    /// The HTTP status, whatever it is.
+    pub status: u16,
+    /// The headers of the last answer.
+    pub headers: HeaderMap,
+    /// Where the redirects ended.
+    pub url: String,
+    body: ureq::BodyReader<'static>,
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reply").field("status", &self.status).field("url", &redact_url(&self.url)).finish()
+    }
+}
+
+impl Read for Reply {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.body.read(buffer)
+    }
+}
+
+impl Reply {
+    /// The header's value, where it is there and readable.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// This reply if its status is a success, else [`FetchError::Status`].
+    pub fn success(self) -> Result<Self, FetchError> {
+        if (200..300).contains(&self.status) {
+            return Ok(self);
+        }
+        Err(FetchError::Status { url: redact_url(&self.url), status: self.status })
+    }
+
+    /// The whole body, refused where it is longer than `limit_bytes`.
+    pub fn bytes(mut self, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
+        let mut bytes = Vec::new();
+        let url = redact_url(&self.url);
+        (&mut self.body)
+            .take(limit_bytes.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|e| FetchError::Unreachable { url: url.clone(), reason: e.to_string() })?;
+        if bytes.len() as u64 > limit_bytes {
+            return Err(FetchError::TooLarge { url, limit_bytes });
+        }
+        Ok(bytes)
+    }
+}
+
+impl Fetcher {
+    /// A client as the host's configuration says, with the default limits.
+    pub fn from_host(host: &HostEnv) -> Result<Self, FetchError> {
+        Self::with_limits(host, Limits::default())
+    }
+
+    /// A client as the host's configuration says, with other limits.
+    pub fn with_limits(host: &HostEnv, limits: Limits) -> Result<Self, FetchError> {
+        let proxies = Proxies::from_host(host)?;
+        let roots = trusted_roots()?;
+        let agent = |proxy: Option<ureq::Proxy>| build_agent(&limits, &roots, proxy);
+        let inner = Inner {
+            direct: agent(None),
+            by_http_proxy: proxies.http.clone().map(|p| agent(Some(p))),
+            by_https_proxy: proxies.https.clone().map(|p| agent(Some(p))),
+            proxies,
+            limits,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The limits this client works under.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// Asks for `url`; any status comes back as a [`Reply`], after retries where it is a transient one.
+    pub fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Reply, FetchError> {
+        self.send(Method::GET, url, headers, None)
+    }
+
+    /// The whole body behind `url`, which must answer with a success.
+    pub fn get_bytes(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        limit_bytes: u64,
+    ) -> Result<Vec<u8>, FetchError> {
+        let mut attempt = 1;
+        loop {
+            let read = self.get(url, headers)?.success()?.bytes(limit_bytes);
+            match read {
+                Err(FetchError::Unreachable { .. }) if attempt < self.inner.limits.attempts_max => {
+                    self.back_off(attempt, None);
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// One request of any method, tried again where the failure is transient. Only for requests that may
+    /// be repeated.
+    pub fn send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Result<Reply, FetchError> {
+        let mut attempt = 1;
+        loop {
+            let last = attempt >= self.inner.limits.attempts_max;
+            let wait = match self.follow(method.clone(), url, headers, body) {
+                Ok(reply) if !last && is_transient(reply.status) => match retry_after(&reply) {
+                    Some(wait) if wait > RETRY_AFTER_MAX => return Ok(reply),
+                    wait => wait,
+                },
+                Err(FetchError::Unreachable { .. }) if !last => None,
+                other => return other,
+            };
+            tracing::debug!(url = %redact_url(url), attempt, "transient failure, trying again");
+            self.back_off(attempt, wait);
+            attempt += 1;
+        }
+    }
+
+    /// Waits before the attempt after `attempt`; a server's wish counts where it gave one.
+    pub(super) fn back_off(&self, attempt: u32, wish: Option<Duration>) {
+        let doubling = 2u32.saturating_pow(attempt.saturating_sub(1).min(6));
+        std::thread::sleep(wish.unwrap_or(self.inner.limits.backoff * doubling));
+    }
+
+    /// One attempt, through all its redirects.
+    fn follow(
+        &self,
+        mut method: Method,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Result<Reply, FetchError> {
+        let mut at = url.to_owned();
+        let mut body = body;
+        let origin = origin_of(url);
+        for _ in 0..=REDIRECTS_MAX {
+            let trusted = origin_of(&at) == origin;
+            let reply = self.once(&method, &at, headers, body, trusted)?;
+            let target = match reply.status {
+                301 | 302 | 303 | 307 | 308 => reply.header("location").map(str::to_owned),
+                _ => None,
+            };
+            let Some(target) = target else { return Ok(reply) };
+            if reply.status == 303 && method != Method::HEAD {
+                method = Method::GET;
+                body = None;
+            }
+            at = join_url(&at, &target).ok_or_else(|| FetchError::Url { url: redact_url(&target) })?;
+        }
+        Err(FetchError::Redirects { url: redact_url(url), limit: REDIRECTS_MAX })
+    }
+
+    /// One request to one address. `trusted` says that the caller's credentials are meant for it.
+    fn once(
+        &self,
+        method: &Method,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+        trusted: bool,
+    ) -> Result<Reply, FetchError> {
+        let bad_url = || FetchError::Url { url: redact_url(url) };
+        let parts = split_url(url).ok_or_else(bad_url)?;
+        let plain = format!("{}://{}{}", parts.scheme, parts.host, parts.rest);
+        let mut request = http::Request::builder().method(method.clone()).uri(&plain);
+        if let Some(credentials) = parts.credentials {
+            let token = base64::engine::general_purpose::STANDARD.encode(percent_decode(credentials));
+            request = request.header(header::AUTHORIZATION, format!("Basic {token}"));
+        }
+        let mut request = request.body(body.unwrap_or_default()).map_err(|_| bad_url())?;
+        for (name, value) in headers {
+            let name = HeaderName::try_from(*name).map_err(|_| bad_url())?;
+            if !trusted && (name == header::AUTHORIZATION || name == header::COOKIE) {
+                continue;
+            }
+            request.headers_mut().insert(name, HeaderValue::try_from(*value).map_err(|_| bad_url())?);
+        }
+        let agent = self.agent_for(&plain);
+        let sent = if body.is_some() { agent.run(request) } else { agent.run(request.map(|_| ())) };
+        let response = sent.map_err(|e| FetchError::of_transport(url, &e))?;
+        let (head, body) = response.into_parts();
+        Ok(Reply {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            url: url.to_owned(),
+            body: body.into_with_config().limit(u64::MAX).reader(),
+        })
+    }
+
+    fn agent_for(&self, url: &str) -> &ureq::Agent {
+        let inner = &*self.inner;
+        if inner.proxies.is_direct(url) {
+            return &inner.direct;
+        }
+        let by_scheme = if url.starts_with("https:") { &inner.by_https_proxy } else { &inner.by_http_proxy };
+        by_scheme.as_ref().unwrap_or(&inner.direct)
+    }
+}
+
+/// Scheme and host: credentials stay with these.
+fn origin_of(url: &str) -> Option<(String, String)> {
+    split_url(url).map(|p| (p.scheme.to_ascii_lowercase(), p.host.to_ascii_lowercase()))
+}
+
+/// Whether asking again may help.
+fn is_transient(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// The wait that the server asks for, in its form of seconds.
+fn retry_after(reply: &Reply) -> Option<Duration> {
+    reply.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+}
+
+fn build_agent(limits: &Limits, roots: &RootCerts, proxy: Option<ureq::Proxy>) -> ureq::Agent {
+    let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots.clone()).build();
+    ureq::Agent::config_builder()
+        .tls_config(tls)
+        .proxy(proxy)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .max_idle_connections(IDLE_CONNECTIONS_MAX)
+        .user_agent(concat!("evoke/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(Some(limits.connect_timeout))
+        .timeout_recv_response(Some(limits.answer_timeout))
+        .timeout_per_read(Some(limits.idle_timeout))
+        .timeout_per_write(Some(limits.idle_timeout))
+        .build()
+        .new_agent()
+}
+
+/// What the host trusts: `SSL_CERT_FILE` and `SSL_CERT_DIR` where set, else the system's bundle.
+fn trusted_roots() -> Result<RootCerts, FetchError> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let detail = found.errors.first().map(|e| format!(": {e}")).unwrap_or_default();
+        return Err(FetchError::NoTrust { detail });
+    }
+    let certificates: Vec<Certificate<'static>> =
+        found.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()).collect();
+    Ok(RootCerts::new_with_certs(&certificates))
+}
