@@ -1,1 +1,21 @@
-//! evoke-sched
+//! Decisions of the scheduler as pure functions: which input goes to a container that asks ([`Queue`]), how
+//! many containers a function has ([`plan`]), on which machine each is placed ([`place`]), and who gives
+//! room to whom ([`make_room`]). No clock, no I/O: each takes what is known and the time, and gives a
+//! decision with its [`Reason`].
+
+mod autoscaler;
+mod dispatch;
+mod fleet;
+mod plan;
+mod reason;
+mod room;
+
+pub use autoscaler::{Autoscaler, RetryPolicy, SCALEDOWN_WINDOW_MS};
+pub use dispatch::{Batch, Key, Offer, Queue};
+pub use fleet::{
+    Amounts, CPU_OVERSUBSCRIPTION_PERCENT, NoPlace, OVERCOMMIT_PER_CPU, STARTING_PER_CPU, Worker,
+    WorkerCapacity, WorkerId, place, place_beyond,
+};
+pub use plan::{IdleContainer, Plan, PoolSnapshot, plan};
+pub use reason::Reason;
+pub use room::{Candidate, FAIR_SLICE_MS, FAIR_WAIT_MS, Room, make_room};
