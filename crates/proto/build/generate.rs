@@ -30,7 +30,11 @@ pub fn write(files: Vec<FileDescriptorProto>, out: &Path) -> Result<(), String> 
             return Err(format!("build/access.rs lists '{name}', which the schema does not have"));
         }
     }
-    let table = format!("/// Every RPC of both services.\npub static TABLE: [Rpc; {}] = [\n{}];\n", rows.names.len(), rows.text);
+    let table = format!(
+        "/// Every RPC of both services.\npub static TABLE: [Rpc; {}] = [\n{}];\n",
+        rows.names.len(),
+        rows.text
+    );
     std::fs::write(out.join("table.rs"), table).map_err(|e| format!("writing table.rs: {e}"))
 }
 
@@ -77,6 +81,7 @@ impl ServiceGenerator for Table {
             );
             rows.names.push(name.clone());
         }
-        let _ = writeln!(buf, "/// One type for each RPC, to name it by.\npub mod rpc {{\n{markers}}}\n{impls}");
+        let _ =
+            writeln!(buf, "/// One type for each RPC, to name it by.\npub mod rpc {{\n{markers}}}\n{impls}");
     }
 }

@@ -42,7 +42,10 @@ impl Lock {
         if hex == self.sha256 {
             return Ok(());
         }
-        Err(format!("{source} is not the pinned {}: its sha256 is {hex}, expected {}", self.file, self.sha256))
+        Err(format!(
+            "{source} is not the pinned {}: its sha256 is {hex}, expected {}",
+            self.file, self.sha256
+        ))
     }
 
     fn load(&self, path: &Path) -> Result<Vec<u8>, String> {
@@ -161,7 +164,15 @@ fn download_by_curl(lock: &Lock, target: &Path) -> Result<Vec<u8>, String> {
 
 fn curl(url: &str) -> Command {
     let mut command = Command::new("curl");
-    command.args(["--silent", "--show-error", "--fail", "--location", "--max-time", DOWNLOAD_SECONDS_MAX, url]);
+    command.args([
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--location",
+        "--max-time",
+        DOWNLOAD_SECONDS_MAX,
+        url,
+    ]);
     command
 }
 
