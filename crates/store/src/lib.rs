@@ -1,1 +1,54 @@
-//! evoke-store
+//! Durable state. Everything that must survive a crash is here: rows in SQLite, logs in append-only
+//! segments, secrets sealed.
+//!
+//! Invariants:
+//! - Writes are data ([`Write`]); one [`Store::submit`] is atomic, and the order of submission is the order
+//!   of commit. An acknowledgement promises what its [`Grade`] says.
+//! - There is one writer. Readers see only what is committed, and never wait for the writer nor it for them.
+//! - A failed write leaves nothing half applied, and the store goes on once its cause is gone.
+//! - Rows keep protocol messages as the bytes received, so that fields of newer clients survive.
+//!
+//! Entry points: [`Store`] (asynchronous, threaded), [`Db`] (the same, synchronous, for simulation),
+//! [`calls`] (what the call engine stores), [`logs`], [`vault`].
+
+mod apps;
+mod blobs;
+pub mod calls;
+mod checkpoint;
+mod classes;
+mod db;
+mod environments;
+mod error;
+mod functions;
+mod idempotency;
+mod images;
+mod mounts;
+mod readers;
+mod schema;
+mod secrets;
+mod settings;
+mod sql;
+mod store;
+mod sync;
+mod tokens;
+pub mod vault;
+mod write;
+mod writer;
+
+pub use apps::{AppRow, AppWrite, Apps, DeploymentRow};
+pub use blobs::{BlobRow, BlobState, BlobWrite, Blobs};
+pub use classes::{ClassRow, ClassWrite, Classes};
+pub use db::Db;
+pub use environments::{EnvironmentRow, EnvironmentWrite, Environments};
+pub use error::StoreError;
+pub use functions::{DefinitionRow, FunctionRow, FunctionWrite, Functions};
+pub use idempotency::{IDEMPOTENCY_RETENTION_MS, IdempotencyRow, IdempotencyWrite};
+pub use images::{ImageRow, ImageState, ImageWrite, Images};
+pub use mounts::{MountRow, MountWrite, Mounts};
+pub use secrets::{SecretRow, SecretWrite, Secrets};
+pub use settings::{SettingWrite, Settings};
+pub use store::{Store, Ticket};
+pub use sync::SYNC_DELAY_MS;
+pub use tokens::{TokenRow, TokenWrite, Tokens};
+pub use write::{Grade, Write};
+pub use writer::{GROUP_BATCHES_MAX, QUEUE_BATCHES_MAX};

@@ -1,0 +1,184 @@
+//! Images: what they were asked as, how far their build is, and what a container of theirs needs.
+
+use crate::sql::{exec, id, int, json, many, ms, one, to_json};
+use crate::{Store, StoreError};
+use evoke_core::{ImageId, UnixMs};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, Row, params};
+
+pub(crate) const SCHEMA: &str = "
+CREATE TABLE images (
+  id TEXT PRIMARY KEY, recipe_digest TEXT NOT NULL, state INTEGER NOT NULL, layers TEXT NOT NULL,
+  env TEXT NOT NULL, workdir TEXT NOT NULL, python_version TEXT NOT NULL, build_log TEXT,
+  error TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+  recipe BLOB NOT NULL, metadata BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX images_by_recipe ON images (recipe_digest);
+CREATE INDEX images_building ON images (id) WHERE state = 0;
+";
+
+const COLUMNS: &str = "id, recipe_digest, state, layers, env, workdir, python_version, build_log, error,
+  created_at, updated_at, recipe, metadata";
+
+/// How far the build of an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageState {
+    /// Asked for; a build runs or will.
+    Building,
+    /// Its layers are there.
+    Ready,
+    /// The build failed; the same recipe asked for again is built again.
+    Failed,
+}
+
+impl ToSql for ImageState {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(match self {
+            Self::Building => 0i64,
+            Self::Ready => 1,
+            Self::Failed => 2,
+        }))
+    }
+}
+
+impl FromSql for ImageState {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        match value.as_i64()? {
+            0 => Ok(Self::Building),
+            1 => Ok(Self::Ready),
+            2 => Ok(Self::Failed),
+            other => Err(FromSqlError::OutOfRange(other)),
+        }
+    }
+}
+
+/// A stored image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRow {
+    /// Its id.
+    pub id: ImageId,
+    /// Names the recipe: the same recipe is the same image.
+    pub recipe_digest: String,
+    /// How far it is.
+    pub state: ImageState,
+    /// Digests of its layers, bottom first; empty until it is ready.
+    pub layers: Vec<String>,
+    /// Environment variables that the image sets, in order.
+    pub env: Vec<(String, String)>,
+    /// The working directory that the image sets; empty for none.
+    pub workdir: String,
+    /// The Python inside, as `3.12`; empty where not known.
+    pub python_version: String,
+    /// Where its build log is kept.
+    pub build_log: Option<String>,
+    /// Why the build failed; empty otherwise.
+    pub error: String,
+    /// When it was first asked for.
+    pub created_at: UnixMs,
+    /// When its state last changed.
+    pub updated_at: UnixMs,
+    /// The recipe, as received.
+    pub recipe: Vec<u8>,
+    /// What clients are told of it.
+    pub metadata: Vec<u8>,
+}
+
+/// A change of an image.
+#[derive(Debug, Clone)]
+pub enum ImageWrite {
+    /// Makes it, or replaces what is stored under its id.
+    Put(ImageRow),
+    /// Forgets it.
+    Delete {
+        /// Which.
+        id: ImageId,
+    },
+}
+
+impl ImageWrite {
+    pub(crate) fn apply(&self, conn: &Connection) -> rusqlite::Result<()> {
+        match self {
+            Self::Put(row) => put(conn, row)?,
+            Self::Delete { id } => exec(conn, "DELETE FROM images WHERE id = ?1", [id.to_string()])?,
+        };
+        Ok(())
+    }
+}
+
+fn put(conn: &Connection, row: &ImageRow) -> rusqlite::Result<usize> {
+    exec(
+        conn,
+        "INSERT INTO images (id, recipe_digest, state, layers, env, workdir, python_version, build_log, error,
+           created_at, updated_at, recipe, metadata)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+         ON CONFLICT (id) DO UPDATE SET recipe_digest = excluded.recipe_digest, state = excluded.state,
+           layers = excluded.layers, env = excluded.env, workdir = excluded.workdir,
+           python_version = excluded.python_version, build_log = excluded.build_log,
+           error = excluded.error, updated_at = excluded.updated_at, recipe = excluded.recipe,
+           metadata = excluded.metadata",
+        params![
+            row.id.to_string(),
+            row.recipe_digest,
+            row.state,
+            to_json(&row.layers)?,
+            to_json(&row.env)?,
+            row.workdir,
+            row.python_version,
+            row.build_log,
+            row.error,
+            int(row.created_at),
+            int(row.updated_at),
+            row.recipe,
+            row.metadata
+        ],
+    )
+}
+
+/// Reads images.
+#[derive(Debug, Clone, Copy)]
+pub struct Images<'a>(pub(crate) &'a Store);
+
+impl Images<'_> {
+    /// The one with this id.
+    pub async fn by_id(&self, id: ImageId) -> Result<Option<ImageRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE id = ?1");
+        self.0.read(move |conn| one(conn, &sql, [id.to_string()], from_row)).await
+    }
+
+    /// The newest one of this recipe, whatever its state.
+    pub async fn by_recipe(&self, digest: String) -> Result<Option<ImageRow>, StoreError> {
+        let sql =
+            format!("SELECT {COLUMNS} FROM images WHERE recipe_digest = ?1 ORDER BY id DESC LIMIT 1");
+        self.0.read(move |conn| one(conn, &sql, [digest], from_row)).await
+    }
+
+    /// All whose build had not ended: what a restarted server takes up again.
+    pub async fn building(&self) -> Result<Vec<ImageRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE state = 0 ORDER BY id");
+        self.0.read(move |conn| many(conn, &sql, [], from_row)).await
+    }
+
+    /// The newest `limit` images, newest first.
+    pub async fn recent(&self, limit: u32) -> Result<Vec<ImageRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM images ORDER BY id DESC LIMIT ?1");
+        self.0.read(move |conn| many(conn, &sql, [limit], from_row)).await
+    }
+}
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
+    Ok(ImageRow {
+        id: id(row, 0)?,
+        recipe_digest: row.get(1)?,
+        state: row.get(2)?,
+        layers: json(row, 3)?,
+        env: json(row, 4)?,
+        workdir: row.get(5)?,
+        python_version: row.get(6)?,
+        build_log: row.get(7)?,
+        error: row.get(8)?,
+        created_at: ms(row, 9)?,
+        updated_at: ms(row, 10)?,
+        recipe: row.get(11)?,
+        metadata: row.get(12)?,
+    })
+}

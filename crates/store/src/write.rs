@@ -1,0 +1,78 @@
+//! Writes as data: what a decision wants stored, one variant per aggregate. They are made by pure code,
+//! carried by [`crate::Store::submit`], and applied by the writer thread in the order of submission.
+
+use crate::apps::AppWrite;
+use crate::blobs::BlobWrite;
+use crate::calls::CallWrite;
+use crate::classes::ClassWrite;
+use crate::environments::EnvironmentWrite;
+use crate::functions::FunctionWrite;
+use crate::idempotency::IdempotencyWrite;
+use crate::images::ImageWrite;
+use crate::mounts::MountWrite;
+use crate::secrets::SecretWrite;
+use crate::settings::SettingWrite;
+use crate::tokens::TokenWrite;
+use rusqlite::Connection;
+
+/// What an acknowledgement promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grade {
+    /// Survives SIGKILL of every process of ours: it is in the write-ahead log's file. It is synced to the
+    /// disk within [`crate::SYNC_DELAY_MS`] and the time that the sync takes, off the path.
+    Written,
+    /// On stable storage: survives a loss of power.
+    Synced,
+}
+
+macro_rules! writes {
+    ($($(#[$doc:meta])* $variant:ident($write:ty),)*) => {
+        /// One change of one aggregate.
+        #[derive(Debug, Clone)]
+        pub enum Write {
+            $($(#[$doc])* $variant(Box<$write>),)*
+        }
+
+        impl Write {
+            /// Makes the change on `conn`, inside the caller's transaction.
+            pub(crate) fn apply(&self, conn: &Connection) -> rusqlite::Result<()> {
+                match self {
+                    $(Write::$variant(write) => write.apply(conn),)*
+                }
+            }
+        }
+
+        $(impl From<$write> for Write {
+            fn from(write: $write) -> Self {
+                Write::$variant(Box::new(write))
+            }
+        })*
+    };
+}
+
+writes! {
+    /// Calls, inputs, attempts, outputs, chunks and tasks.
+    Call(CallWrite),
+    /// Environments.
+    Environment(EnvironmentWrite),
+    /// Apps and their deployments.
+    App(AppWrite),
+    /// Functions and their definitions.
+    Function(FunctionWrite),
+    /// Class handles.
+    Class(ClassWrite),
+    /// Sets of mounted files.
+    Mount(MountWrite),
+    /// Images.
+    Image(ImageWrite),
+    /// Secrets, sealed.
+    Secret(SecretWrite),
+    /// Large payloads: their metadata, not their bytes.
+    Blob(BlobWrite),
+    /// Replies kept for repeated requests.
+    Idempotency(IdempotencyWrite),
+    /// Tokens of clients.
+    Token(TokenWrite),
+    /// Single values of the server itself.
+    Setting(SettingWrite),
+}

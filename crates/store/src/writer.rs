@@ -1,0 +1,196 @@
+//! The writer: takes what was submitted since the last commit, commits it as one group, acknowledges it.
+//!
+//! Under load the groups grow by themselves, since whatever arrives during a commit is the next group; with
+//! no load a batch is committed at once, alone.
+
+use crate::checkpoint::Checkpointer;
+use crate::sync::Syncer;
+use crate::{Db, Grade, StoreError, Write};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, oneshot};
+
+/// Batches that may wait for the writer. [`crate::Store::submit`] holds its caller up when there are more:
+/// dropping a batch would part memory from what is stored. Callers that can refuse work ask
+/// [`crate::Store::is_saturated`] or wait for [`crate::Store::room`] first.
+pub const QUEUE_BATCHES_MAX: usize = 16_384;
+
+/// Waiting batches from which on the store counts as saturated.
+pub(crate) const QUEUE_BATCHES_SATURATED: usize = QUEUE_BATCHES_MAX / 2;
+
+/// Batches in one transaction.
+pub const GROUP_BATCHES_MAX: usize = 1_024;
+
+/// Tells a submitter how its batch ended.
+pub(crate) type Reply = oneshot::Sender<Result<(), StoreError>>;
+
+/// A submitted batch.
+pub(crate) struct Batch {
+    seq: u64,
+    writes: Vec<Write>,
+    grade: Grade,
+    reply: Reply,
+}
+
+#[derive(Default)]
+struct Waiting {
+    batches: VecDeque<Batch>,
+    last_seq: u64,
+    writer_waits: bool,
+    refusal: Option<StoreError>,
+}
+
+/// What waits for the writer.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Mutex<Waiting>,
+    work: Condvar,
+    space: Condvar,
+    room: Notify,
+}
+
+/// Locks a mutex; what it guards is consistent at every await-free point, also after a panic elsewhere.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Queue {
+    /// Puts a batch at the end; its number.
+    pub(crate) fn push(&self, writes: Vec<Write>, grade: Grade, reply: Reply) -> u64 {
+        let mut waiting = lock(&self.waiting);
+        while waiting.batches.len() >= QUEUE_BATCHES_MAX && waiting.refusal.is_none() {
+            waiting = self.space.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(refusal) = waiting.refusal.clone() {
+            let seq = waiting.last_seq;
+            drop(waiting);
+            answer(reply, Err(refusal));
+            return seq;
+        }
+        waiting.last_seq += 1;
+        let seq = waiting.last_seq;
+        waiting.batches.push_back(Batch { seq, writes, grade, reply });
+        let wake = std::mem::take(&mut waiting.writer_waits);
+        drop(waiting);
+        if wake {
+            self.work.notify_one();
+        }
+        seq
+    }
+
+    /// The number of the batch submitted last.
+    pub(crate) fn last_seq(&self) -> u64 {
+        lock(&self.waiting).last_seq
+    }
+
+    /// How many batches wait.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.waiting).batches.len()
+    }
+
+    /// Returns once fewer batches wait than count as saturation.
+    pub(crate) async fn room(&self) {
+        loop {
+            let notified = self.room.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.len() < QUEUE_BATCHES_SATURATED {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Takes no more batches; those that wait are still written unless the cause is a failed disk.
+    pub(crate) fn refuse(&self, cause: StoreError) {
+        let mut waiting = lock(&self.waiting);
+        let dropped = match cause {
+            StoreError::Closed => VecDeque::new(),
+            _ => std::mem::take(&mut waiting.batches),
+        };
+        waiting.refusal.get_or_insert(cause.clone());
+        drop(waiting);
+        for batch in dropped {
+            answer(batch.reply, Err(cause.clone()));
+        }
+        self.work.notify_all();
+        self.space.notify_all();
+        self.room.notify_waiters();
+    }
+
+    /// The next group; waits for one. `None` once the queue is refused and empty.
+    fn take(&self) -> Option<Vec<Batch>> {
+        let mut waiting = lock(&self.waiting);
+        while waiting.batches.is_empty() {
+            if waiting.refusal.is_some() {
+                return None;
+            }
+            waiting.writer_waits = true;
+            waiting = self.work.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        waiting.writer_waits = false;
+        let before = waiting.batches.len();
+        let group: Vec<Batch> = if before <= GROUP_BATCHES_MAX {
+            waiting.batches.drain(..).collect()
+        } else {
+            waiting.batches.drain(..GROUP_BATCHES_MAX).collect()
+        };
+        drop(waiting);
+        if before >= QUEUE_BATCHES_MAX {
+            self.space.notify_all();
+        }
+        if before >= QUEUE_BATCHES_SATURATED {
+            self.room.notify_waiters();
+        }
+        Some(group)
+    }
+}
+
+/// Refuses further batches when the writer ends, however it ends.
+struct RefuseOnExit<'a>(&'a Queue);
+
+impl Drop for RefuseOnExit<'_> {
+    fn drop(&mut self) {
+        self.0.refuse(StoreError::Closed);
+        let left = std::mem::take(&mut lock(&self.0.waiting).batches);
+        for batch in left {
+            answer(batch.reply, Err(StoreError::Closed));
+        }
+    }
+}
+
+/// The writer thread: runs until the queue is refused and empty.
+pub(crate) fn run(queue: &Queue, db: &Arc<Mutex<Db>>, syncer: &Syncer, checkpointer: &Checkpointer) {
+    let _refuse = RefuseOnExit(queue);
+    checkpointer.watch(lock(db).connection());
+    while let Some(group) = queue.take() {
+        let results = {
+            let slices: Vec<&[Write]> = group.iter().map(|batch| batch.writes.as_slice()).collect();
+            lock(db).commit(&slices)
+        };
+        let mut last_seq = 0;
+        let mut to_sync = Vec::new();
+        let mut spent = Vec::with_capacity(group.len());
+        for (batch, result) in group.into_iter().zip(results) {
+            last_seq = batch.seq;
+            match (result, batch.grade) {
+                (Ok(()), Grade::Synced) => to_sync.push((batch.seq, batch.reply)),
+                (result, _) => answer(batch.reply, result),
+            }
+            spent.push(batch.writes);
+        }
+        syncer.written(last_seq, to_sync);
+        checkpointer.after_commit(&lock(db));
+        // Freed only now: the submitters are already on their way.
+        drop(spent);
+    }
+}
+
+/// Answers the submitter. Where nobody waits for the answer, a failure is logged instead.
+pub(crate) fn answer(reply: Reply, result: Result<(), StoreError>) {
+    if let Err(Err(error)) = reply.send(result) {
+        if !matches!(error, StoreError::Closed) {
+            tracing::error!(error = &error as &dyn std::error::Error, "a write that nobody waits for failed");
+        }
+    }
+}
