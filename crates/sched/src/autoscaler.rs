@@ -60,8 +60,12 @@ mod tests {
 
     #[test]
     fn delays_grow_to_their_bound_and_end() {
-        let policy =
-            RetryPolicy { retries: 4, backoff_coefficient: 2.0, initial_delay_ms: 1_000, max_delay_ms: 3_000 };
+        let policy = RetryPolicy {
+            retries: 4,
+            backoff_coefficient: 2.0,
+            initial_delay_ms: 1_000,
+            max_delay_ms: 3_000,
+        };
         let delays: Vec<_> = (0..=5).map(|n| policy.next_delay_ms(n)).collect();
         assert_eq!(delays, [None, Some(1_000), Some(2_000), Some(3_000), Some(3_000), None]);
     }

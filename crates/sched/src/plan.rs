@@ -94,7 +94,8 @@ pub fn plan(pool: &PoolSnapshot, now: UnixMs) -> Plan {
     let mut held = None;
     if let (Some(run_ms), true) = (pool.typical_run_ms, pool.waiting > 0 && pool.busy + pool.starting > 0) {
         let stuck_at = pool.moved.plus_ms(pool.typical_start_ms.max(run_ms.saturating_mul(STUCK_RUNS)));
-        let worth = (pool.busy + pool.idle.len() as u32).max(1).saturating_add(pool.worth_starting_for(run_ms));
+        let worth =
+            (pool.busy + pool.idle.len() as u32).max(1).saturating_add(pool.worth_starting_for(run_ms));
         if worth < wanted && now < stuck_at {
             wanted = worth;
             held = Some(Reason::DrainsSoon {
@@ -121,7 +122,9 @@ pub fn plan(pool: &PoolSnapshot, now: UnixMs) -> Plan {
             containers,
             target: plan.target,
         }),
-        () if plan.start > 0 && scale.min > containers => Some(Reason::Minimum { min: scale.min, containers }),
+        () if plan.start > 0 && scale.min > containers => {
+            Some(Reason::Minimum { min: scale.min, containers })
+        }
         () if plan.start > 0 => {
             Some(Reason::Buffer { buffer: scale.buffer, containers, target: plan.target })
         }
@@ -146,10 +149,8 @@ fn hold_back_after_failures(pool: &PoolSnapshot, now: UnixMs, plan: &mut Plan) {
     }
     if now < pool.not_before {
         plan.start = 0;
-        plan.why = Some(Reason::BackOff {
-            failed_starts: pool.failed_starts,
-            wait_ms: pool.not_before.since(now),
-        });
+        plan.why =
+            Some(Reason::BackOff { failed_starts: pool.failed_starts, wait_ms: pool.not_before.since(now) });
         wake(plan, pool.not_before);
     } else {
         plan.start = plan.start.min(1u32.saturating_sub(pool.starting));

@@ -93,10 +93,9 @@ impl fmt::Display for Reason {
             Reason::Full { waiting, waited_ms } => {
                 write!(f, "{waiting} inputs wait, for {waited_ms} ms, and the machines are full")
             }
-            Reason::StartsBusy { waiting } => write!(
-                f,
-                "{waiting} inputs wait; as many containers are starting as may at the same time"
-            ),
+            Reason::StartsBusy { waiting } => {
+                write!(f, "{waiting} inputs wait; as many containers are starting as may at the same time")
+            }
             Reason::NeverFits { milli_cpu, memory_mib, gpus } => write!(
                 f,
                 "no machine can hold {}.{:03} cores, {memory_mib} MiB and {gpus} GPUs",

@@ -84,8 +84,11 @@ fn room_on(
     waited_ms: u64,
     now: UnixMs,
 ) -> Option<Vec<Room>> {
-    let mut here: Vec<&Candidate> =
-        candidates.iter().filter(|c| c.worker == worker.capacity.id).filter(|c| may_give(c, waited_ms, now)).collect();
+    let mut here: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|c| c.worker == worker.capacity.id)
+        .filter(|c| may_give(c, waited_ms, now))
+        .collect();
     // Idle ones first, the longest idle first; then working ones of the largest pools, the oldest first.
     here.sort_by_key(|c| match c.idle_since {
         Some(since) => (0, since.0, 0, c.task),
@@ -97,7 +100,9 @@ fn room_on(
         let from_pool = given.entry(candidate.function).or_default();
         let left = candidate.pool_size.saturating_sub(*from_pool);
         let last_of_a_working_pool = left <= 1 && candidate.idle_since.is_none();
-        if left <= candidate.pool_min || (last_of_a_working_pool && now.since(candidate.ready_since) < FAIR_SLICE_MS) {
+        if left <= candidate.pool_min
+            || (last_of_a_working_pool && now.since(candidate.ready_since) < FAIR_SLICE_MS)
+        {
             continue;
         }
         *from_pool += 1;
@@ -143,7 +148,13 @@ mod tests {
         worker
     }
 
-    fn candidate(n: u64, function: u128, idle_since: Option<u64>, pool_size: u32, pool_min: u32) -> Candidate {
+    fn candidate(
+        n: u64,
+        function: u128,
+        idle_since: Option<u64>,
+        pool_size: u32,
+        pool_min: u32,
+    ) -> Candidate {
         Candidate {
             task: TaskId::new(UnixMs(n), &mut SeededEntropy::new(n)),
             function: FunctionId::from_bits(function),
