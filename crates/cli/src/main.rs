@@ -1,1 +1,95 @@
-fn main() {}
+//! The `evoke` binary: its verbs, its configuration, and the processes of `evoke up`.
+//!
+//! A verb that is not ours is the official CLI's verb, run by the user's own interpreter (`delegate`). `up` is
+//! the holder (`holder`, `supervise`): it starts the privileged helper, gives up root, and keeps a server
+//! (`server`, whose roles `serve` assembles) running. Verbs talk to a running server over the local socket in
+//! its data folder (`local`).
+
+mod args;
+mod background;
+mod client_bundle;
+mod config;
+mod data_folder;
+mod delegate;
+mod doctor;
+mod down;
+mod env;
+mod explain;
+mod hand_out;
+mod helper;
+mod holder;
+mod interpreter;
+mod launch;
+mod local;
+mod names;
+mod nearest;
+mod privileges;
+mod serve;
+mod server;
+mod status;
+mod supervise;
+mod sweep;
+mod token;
+mod up;
+
+use args::{Cli, Verb};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error);
+            exit_code_of(&error)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let data = cli.data.as_deref();
+    match cli.verb {
+        Verb::Up(options) => up::run(data, &options),
+        Verb::Down => down::run(data),
+        Verb::Status { json } => status::run(data, json),
+        Verb::Env => env::run(data),
+        Verb::Doctor { json } => doctor::run(data, json),
+        Verb::Explain { id, json } => explain::run(data, &id, json),
+        Verb::Help { verb } => delegate::help(data, verb),
+        Verb::Server => server::run(),
+        Verb::Helper => helper::run(),
+        Verb::Coverage => serve::print_coverage(),
+        Verb::Official(words) => delegate::run(data, words),
+    }
+}
+
+/// Says what failed, why, and the mend, on stderr.
+fn report(error: &anyhow::Error) {
+    let mut chain = error.chain().peekable();
+    let mut first = true;
+    let mut hints = Vec::new();
+    while let Some(cause) = chain.next() {
+        let ours = cause.downcast_ref::<evoke_core::Error>();
+        let text = ours.map_or_else(|| cause.to_string(), |e| e.message.clone());
+        eprintln!("{}{text}", if first { "evoke: " } else { "  because: " });
+        hints.extend(ours.and_then(|e| e.hint.clone()));
+        first = false;
+    }
+    for hint in hints {
+        for line in hint.lines() {
+            eprintln!("  {line}");
+        }
+    }
+}
+
+/// Wrong use is 2, a server that is not there 3, everything else 1.
+fn exit_code_of(error: &anyhow::Error) -> ExitCode {
+    use evoke_core::ErrorCode;
+    let code = error.chain().find_map(|e| e.downcast_ref::<evoke_core::Error>()).map(|e| e.code);
+    match code {
+        Some(ErrorCode::InvalidArgument) => ExitCode::from(2),
+        Some(ErrorCode::Unavailable) => ExitCode::from(3),
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,214 @@
+//! The optional configuration: `/etc/evoke/evoke.toml`, then `evoke.toml` in the data folder over it.
+//!
+//! Everything has a default that works. A key that we do not know is an error that names the closest one, so
+//! that a typing mistake is never silently ignored.
+
+use crate::data_folder::DataFolder;
+use crate::nearest::nearest;
+use anyhow::{Context, Result};
+use evoke_core::Error;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Settings for every server of this machine.
+const MACHINE_FILE: &str = "/etc/evoke/evoke.toml";
+/// Where clients reach the server, if nobody says otherwise.
+pub(crate) const LISTEN_DEFAULT: &str = "127.0.0.1:7350";
+
+/// What may be configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Where clients reach the server, `HOST:PORT`; port 0 takes a free one.
+    pub listen: String,
+    /// Where images come from.
+    pub image: ImageConfig,
+    /// The GPUs of this machine.
+    pub gpu: GpuConfig,
+    /// Bounds that this machine puts on what runs on it.
+    pub limits: LimitsConfig,
+}
+
+/// Where images come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ImageConfig {
+    /// In which order base images are looked for: `registry`, `debian`, `host`.
+    pub bases: Vec<String>,
+    /// Mirrors per registry, tried before it: `"docker.io" = ["http://127.0.0.1:5000"]`.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// The Debian archive that the `debian` base is made from.
+    pub debian_mirror: Option<String>,
+    /// The interpreter whose view of this machine the `host` base is.
+    pub host_python: Option<String>,
+}
+
+/// The GPUs of this machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct GpuConfig {
+    /// Declared instead of asked from the driver: `["H100", "H100"]`.
+    pub declared: Option<Vec<String>>,
+    /// What stands in for a kind that this machine lacks: `"A10G" = "any"`.
+    pub substitute: BTreeMap<String, String>,
+}
+
+/// Bounds that this machine puts on what runs on it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LimitsConfig {
+    /// Containers that may live at the same time; by default what the machine's memory holds.
+    pub containers_max: Option<u32>,
+    /// CPU that containers may reserve, in thousandths of a core; by default all cores.
+    pub milli_cpu: Option<u32>,
+    /// Memory that containers may reserve, in MiB; by default what the machine has less a reserve.
+    pub memory_mib: Option<u32>,
+    /// How many cores may be promised per core that exists.
+    pub cpu_oversubscription: Option<f64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: LISTEN_DEFAULT.to_owned(),
+            image: ImageConfig::default(),
+            gpu: GpuConfig::default(),
+            limits: LimitsConfig::default(),
+        }
+    }
+}
+
+impl Default for ImageConfig {
+    fn default() -> Self {
+        Self {
+            bases: vec!["registry".to_owned(), "debian".to_owned()],
+            mirrors: BTreeMap::new(),
+            debian_mirror: None,
+            host_python: None,
+        }
+    }
+}
+
+impl Config {
+    /// The machine's settings with those of the data folder over them.
+    pub(crate) fn load(data: &DataFolder) -> Result<Self> {
+        let mut merged = toml::Table::new();
+        for file in [Path::new(MACHINE_FILE), &data.config_file()] {
+            match std::fs::read_to_string(file) {
+                Ok(text) => {
+                    let table = parse(&text).with_context(|| format!("in {}", file.display()))?;
+                    merge(&mut merged, table);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
+            }
+        }
+        merged.try_into().map_err(|e: toml::de::Error| Error::invalid(e.to_string()).into())
+    }
+}
+
+/// Parses one file and checks it by itself, so that an error names the right file.
+fn parse(text: &str) -> Result<toml::Table> {
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| Error::invalid(e.to_string()))?;
+    refuse_unknown(&table, &known()?, "")?;
+    table.clone().try_into::<Config>().map_err(|e| Error::invalid(e.to_string()))?;
+    Ok(table)
+}
+
+/// Every key there is: the defaults, with those that have none.
+fn known() -> Result<toml::Table> {
+    let mut all = Config::default();
+    all.image.debian_mirror = Some(String::new());
+    all.image.host_python = Some(String::new());
+    all.gpu.declared = Some(Vec::new());
+    all.limits = LimitsConfig {
+        containers_max: Some(0),
+        milli_cpu: Some(0),
+        memory_mib: Some(0),
+        cpu_oversubscription: Some(0.0),
+    };
+    toml::Table::try_from(all).context("the configuration's own defaults")
+}
+
+fn refuse_unknown(given: &toml::Table, known: &toml::Table, above: &str) -> Result<()> {
+    for (key, value) in given {
+        let Some(expected) = known.get(key) else {
+            let near = nearest(key, known.keys().map(String::as_str));
+            let all = known.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let hint =
+                near.map_or(format!("known keys here: {all}"), |n| format!("did you mean `{above}{n}`?"));
+            return Err(Error::invalid(format!("unknown key `{above}{key}`")).with_hint(hint).into());
+        };
+        // An empty table among the defaults is a map whose keys are the user's own.
+        if let (Some(given), Some(known)) = (value.as_table(), expected.as_table().filter(|t| !t.is_empty()))
+        {
+            refuse_unknown(given, known, &format!("{above}{key}."))?;
+        }
+    }
+    Ok(())
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("evoke.toml"), text)?;
+        Config::load(&DataFolder::at(folder.path()))
+    }
+
+    fn refusal(text: &str) -> String {
+        let error = load(text).unwrap_err();
+        error.chain().map(ToString::to_string).collect::<Vec<_>>().join(" | ")
+    }
+
+    #[test]
+    fn no_file_gives_working_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::load(&DataFolder::at(folder.path())).unwrap();
+        assert_eq!(config.listen, LISTEN_DEFAULT);
+        assert_eq!(config.image.bases, ["registry", "debian"]);
+    }
+
+    #[test]
+    fn every_section_is_read() {
+        let text = "listen = \"0.0.0.0:1\"\n[image]\nbases = [\"host\"]\nmirrors = { \"docker.io\" = [\"http://m\"] }\n\
+                    [gpu]\ndeclared = [\"H100\"]\nsubstitute = { A10G = \"any\" }\n[limits]\nmemory_mib = 512\n";
+        let config = load(text).unwrap();
+        assert_eq!(config.listen, "0.0.0.0:1");
+        assert_eq!(config.image.mirrors["docker.io"], ["http://m"]);
+        assert_eq!(config.gpu.substitute["A10G"], "any");
+        assert_eq!(config.limits.memory_mib, Some(512));
+    }
+
+    #[test]
+    fn unknown_keys_name_the_closest() {
+        assert!(refusal("lisen = \"x\"").contains("did you mean `listen`?"));
+        assert!(refusal("[image]\nbase = []").contains("did you mean `image.bases`?"));
+        assert!(refusal("[gpu]\nzzzzzz = 1").contains("known keys here"));
+        assert!(refusal("[limits]\nmemory_mib = \"a\"").contains("memory_mib"));
+    }
+
+    #[test]
+    fn the_later_file_wins_key_by_key() {
+        let mut base: toml::Table =
+            "listen = \"a\"\n[image]\nbases = [\"host\"]\ndebian_mirror = \"d\"".parse().unwrap();
+        merge(&mut base, "[image]\nbases = [\"debian\"]".parse().unwrap());
+        let config: Config = base.try_into().unwrap();
+        assert_eq!((config.listen.as_str(), config.image.debian_mirror.as_deref()), ("a", Some("d")));
+        assert_eq!(config.image.bases, ["debian"]);
+    }
+}

@@ -1,0 +1,53 @@
+//! Every environment variable that Evoke reads or sets, in one place.
+
+/// The data folder, where `--data` is not given.
+pub(crate) const EVOKE_DATA: &str = "EVOKE_DATA";
+/// What to log and how much of it, as `tracing` filters are written: `info`, `evoke_worker=debug`.
+pub(crate) const EVOKE_LOG: &str = "EVOKE_LOG";
+/// How the holder tells a server what to run with (JSON); not for people.
+pub(crate) const EVOKE_LAUNCH: &str = "EVOKE__LAUNCH";
+/// How the holder tells the privileged helper what it may touch (JSON); not for people.
+pub(crate) const EVOKE_HELPER: &str = "EVOKE__HELPER";
+
+/// Address of the server, for the official clients.
+pub(crate) const MODAL_SERVER_URL: &str = "MODAL_SERVER_URL";
+/// Public part of the token.
+pub(crate) const MODAL_TOKEN_ID: &str = "MODAL_TOKEN_ID";
+/// Secret part of the token.
+pub(crate) const MODAL_TOKEN_SECRET: &str = "MODAL_TOKEN_SECRET";
+/// The client's own settings file; ours is kept apart from that of a Modal account.
+pub(crate) const MODAL_CONFIG_PATH: &str = "MODAL_CONFIG_PATH";
+/// Set where a proxy is configured: the server is on this machine.
+pub(crate) const MODAL_DISABLE_API_PROXY: &str = "MODAL_DISABLE_API_PROXY";
+/// Other ways for a client to authenticate, which it refuses to mix with a token.
+pub(crate) const MODAL_OAUTH: [&str; 4] = [
+    "MODAL_OAUTH_REFRESH_TOKEN",
+    "MODAL_OAUTH_CLIENT_ID",
+    "MODAL_OAUTH_CLIENT_SECRET",
+    "MODAL_OAUTH_JWT_KEY",
+];
+
+/// The user's active Python environment.
+pub(crate) const VIRTUAL_ENV: &str = "VIRTUAL_ENV";
+/// Where Python looks for modules before its own folders.
+pub(crate) const PYTHONPATH: &str = "PYTHONPATH";
+/// Who called sudo.
+pub(crate) const SUDO_UID: &str = "SUDO_UID";
+/// Who called pkexec.
+pub(crate) const PKEXEC_UID: &str = "PKEXEC_UID";
+/// Homes of user data, settings and caches.
+pub(crate) const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
+/// See [`XDG_DATA_HOME`].
+pub(crate) const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+/// See [`XDG_DATA_HOME`].
+pub(crate) const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+/// The user's folder.
+pub(crate) const HOME: &str = "HOME";
+/// Names under which a proxy may be configured.
+pub(crate) const PROXIES: [&str; 6] =
+    ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+
+/// The value of a variable; an empty one counts as not set.
+pub(crate) fn read(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
