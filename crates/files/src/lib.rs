@@ -6,13 +6,31 @@
 //! from outside can leave the folder it belongs to; no body is ever held in memory whole. All calls block:
 //! async callers use `spawn_blocking`.
 //!
-//! Entry points: [`fetch::Fetcher`] for downloads.
+//! Entry points: [`ObjectStore`] for contents, [`Trees`] for mount sets, [`BlobStore`] for payloads,
+//! [`fetch::Fetcher`] for downloads.
 
+mod blob_upload;
+mod blobs;
+mod byte_range;
 mod content_hash;
+mod durable;
+mod etag;
 pub mod fetch;
+mod hold;
 mod host_env;
 mod io_failure;
+mod objects;
+mod tree_paths;
+mod trees;
 
+pub use blob_upload::PartWriter;
+pub use blobs::{BlobError, BlobSpec, BlobStore, FinishedBlob, PARTS_MAX};
+pub use byte_range::{ByteRange, RangeAnswer, parse_range};
 pub use content_hash::{ContentHash, ParseHashError};
+pub use etag::{BodyMd5, multipart_etag};
+pub use hold::Pin;
 pub use host_env::HostEnv;
 pub use io_failure::IoFailure;
+pub use objects::{Collected, ObjectError, ObjectStore};
+pub use tree_paths::PathError;
+pub use trees::{MountFile, TREE_FILES_MAX, Tree, TreeError, Trees};
