@@ -1,1 +1,26 @@
-//! evoke-gateway
+//! The way in: every connection from clients and from containers ends here.
+//!
+//! One listener carries gRPC (the platform's RPCs), blob uploads and downloads, and a page per app. Who asks
+//! is decided by where a connection arrives ([`Identity`]) and, on the public listener, by the token that a
+//! request shows ([`Authenticator`]). Blobs and pages are reached by signed addresses ([`UrlSigner`]) and
+//! need no token.
+//!
+//! Entry points: [`Ingress::serve`] for listeners, [`Platform`] for what is not gRPC. The pieces behind it
+//! come in as traits: [`evoke_proto::Service`], [`BlobStore`], [`PageData`].
+
+mod authenticate;
+mod blobs;
+mod connection;
+mod ingress;
+mod origin;
+mod pages;
+mod preface;
+mod routes;
+mod sign;
+
+pub use authenticate::{Authenticator, WorkspaceToken};
+pub use blobs::{BlobStore, BlobWriter};
+pub use ingress::{Identity, Ingress, Listener};
+pub use pages::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData};
+pub use routes::{HttpBody, HttpRoutes, Platform};
+pub use sign::UrlSigner;
