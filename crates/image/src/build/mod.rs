@@ -1,0 +1,232 @@
+//! Builds images: plans a recipe, makes the layers that are not there yet, looks at the result. The same
+//! build asked for twice at once runs once.
+
+mod function;
+mod layers;
+mod probe;
+mod stage;
+
+pub use function::FunctionLayer;
+
+use crate::base::{BaseConfig, BaseTools, Bases, Credentials};
+use crate::context::Context;
+use crate::digest::Hasher;
+use crate::dockerfile::{self, Dockerfile};
+use crate::error::{ImageError, Result};
+use crate::log::{LogFan, LogSink, say};
+use crate::plan::{Action, Plan, PlanInput, external_images, plan};
+use crate::recipe::Recipe;
+use crate::spec::ImageSpec;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use layers::Locks;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Builds that are remembered as running at most before those that ended are swept out.
+const RUNNING_SWEEP: usize = 64;
+
+/// What a builder needs besides what bases need.
+#[derive(Clone)]
+pub struct BuildTools {
+    /// What bases need.
+    pub base: BaseTools,
+    /// Files of context mounts.
+    pub context: Arc<dyn Context>,
+    /// Where copies are put together.
+    pub staging: PathBuf,
+}
+
+/// One request for an image.
+#[derive(Debug, Clone, Default)]
+pub struct BuildRequest {
+    /// What to build.
+    pub recipe: Recipe,
+    /// Values of the recipe's secrets, as environment of its RUNs.
+    pub secret_env: Vec<(String, String)>,
+    /// For the registry of its bases.
+    pub credentials: Option<Credentials>,
+    /// Build anew and replace what is cached.
+    pub force_build: bool,
+    /// Build anew and leave what is cached alone.
+    pub ignore_cache: bool,
+}
+
+/// Builds images. Cheap to clone.
+#[derive(Clone)]
+pub struct ImageBuilder {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bases: Bases,
+    tools: BuildTools,
+    locks: Locks,
+    running: Mutex<HashMap<String, Running>>,
+    /// Tells forced builds apart.
+    forced: AtomicU64,
+    /// Bases are brought one at a time: two that share layers would fetch them twice.
+    bringing: tokio::sync::Mutex<()>,
+}
+
+type SharedBuild = Shared<BoxFuture<'static, Result<ImageSpec>>>;
+
+struct Running {
+    build: WeakShared<BoxFuture<'static, Result<ImageSpec>>>,
+    fan: Arc<LogFan>,
+}
+
+impl ImageBuilder {
+    /// A builder. Removes what builds of an earlier life left in the staging folder.
+    pub fn new(bases: BaseConfig, tools: BuildTools) -> Result<Self> {
+        stage::clear(&tools.staging)?;
+        for folder in [&tools.base.layers, &tools.base.downloads] {
+            std::fs::create_dir_all(folder).map_err(|e| ImageError::io("make", folder, &e))?;
+        }
+        let inner = Inner {
+            bases: Bases::new(bases, tools.base.clone()),
+            tools,
+            locks: Locks::default(),
+            running: Mutex::default(),
+            forced: AtomicU64::new(0),
+            bringing: tokio::sync::Mutex::new(()),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The finished image of a recipe, if it was built before and is still there.
+    pub async fn cached(&self, recipe: &Recipe) -> Result<Option<ImageSpec>> {
+        self.inner.cached(&self.inner.key(recipe)).await
+    }
+
+    /// Builds an image, or finds it. Dropping the future of the only one who waits ends the build and leaves
+    /// nothing behind but finished layers.
+    pub async fn build(&self, request: BuildRequest, log: Arc<dyn LogSink>) -> Result<ImageSpec> {
+        let mut hasher = Hasher::new("evoke-running-build-1");
+        hasher.text(&self.inner.key(&request.recipe));
+        hasher.number(u64::from(request.force_build)).number(u64::from(request.ignore_cache));
+        let key = hasher.finish();
+        let build = {
+            let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = running.get(&key).and_then(|r| Some((r.build.upgrade()?, r.fan.clone())));
+            match known.filter(|(build, _)| build.peek().is_none()) {
+                Some((build, fan)) => {
+                    fan.join(log);
+                    build
+                }
+                None => self.start(&mut running, key, request, log),
+            }
+        };
+        build.await
+    }
+
+    fn start(
+        &self,
+        running: &mut HashMap<String, Running>,
+        key: String,
+        request: BuildRequest,
+        log: Arc<dyn LogSink>,
+    ) -> SharedBuild {
+        let fan = Arc::new(LogFan::default());
+        fan.join(log);
+        let (inner, sink) = (self.inner.clone(), fan.clone());
+        let build: SharedBuild = async move { inner.build(request, &*sink).await }.boxed().shared();
+        if running.len() >= RUNNING_SWEEP {
+            running.retain(|_, r| r.build.upgrade().is_some_and(|b| b.peek().is_none()));
+        }
+        if let Some(weak) = build.downgrade() {
+            running.insert(key, Running { build: weak, fan });
+        }
+        build
+    }
+}
+
+impl Inner {
+    /// The key of a recipe's image: what decides where bases come from is part of it.
+    fn key(&self, recipe: &Recipe) -> String {
+        let mut hasher = Hasher::new("evoke-image-1");
+        hasher.text(&recipe.digest()).text(&self.bases.config_digest());
+        hasher.finish()
+    }
+
+    async fn cached(&self, key: &str) -> Result<Option<ImageSpec>> {
+        let image = self.tools.base.index.image(key).await?;
+        Ok(image.filter(|image| image.layers.iter().all(|layer| layer.path.is_dir())))
+    }
+
+    async fn build(&self, request: BuildRequest, log: &dyn LogSink) -> Result<ImageSpec> {
+        let key = self.key(&request.recipe);
+        let anew = request.force_build || request.ignore_cache;
+        if !anew {
+            if let Some(image) = self.cached(&key).await? {
+                say(log, "=> The image is cached");
+                return Ok(image);
+            }
+        }
+        let recipe = &request.recipe;
+        if recipe.run_function.is_some() {
+            return Err(ImageError::Unsupported("a function makes this image: it is run by a worker".into()));
+        }
+        for note in self.tools.base.network.notes() {
+            say(log, format!("note: {note}"));
+        }
+        let file = dockerfile::parse(&recipe.lines.join("\n"))?;
+        let external = self.external(&file, &request, log).await?;
+        let salt = anew.then(|| {
+            let now = self.tools.base.clock.now().0;
+            format!("{now}-{}", self.forced.fetch_add(1, Ordering::Relaxed))
+        });
+        let input = PlanInput {
+            dockerfile: &file,
+            recipe,
+            external: &external,
+            layers: &self.tools.base.layers,
+            salt,
+        };
+        let Plan { steps, mut image } = plan(&input)?;
+        let changed = steps.iter().any(|step| step.layer.is_some());
+        say(log, format!("=> Step 0: FROM {}", base_name(&file)));
+        for (at, step) in steps.iter().enumerate() {
+            let head = format!("=> Step {}: {}", at + 1, step.text);
+            match &step.action {
+                Action::Config => say(log, head),
+                Action::Skip(why) => say(log, format!("{head}\nskipped: {why}")),
+                Action::Run(_) | Action::Copy(_) => self.layer(step, &request, &head, log).await?,
+            }
+        }
+        if changed || image.python.is_none() {
+            probe::look(&*self.tools.base.builder, &mut image, log).await?;
+        }
+        if !request.ignore_cache || request.force_build {
+            self.tools.base.index.put_image(&key, &image).await?;
+        }
+        Ok(image)
+    }
+
+    /// Brings the images that the file names from outside.
+    async fn external(
+        &self,
+        file: &Dockerfile,
+        request: &BuildRequest,
+        log: &dyn LogSink,
+    ) -> Result<BTreeMap<String, ImageSpec>> {
+        let mut external = BTreeMap::new();
+        for reference in external_images(file, &request.recipe)? {
+            let _turn = self.bringing.lock().await;
+            let fresh = request.force_build;
+            let image = self.bases.resolve(&reference, request.credentials.as_ref(), fresh, log).await?;
+            external.insert(reference, image);
+        }
+        Ok(external)
+    }
+}
+
+fn base_name(file: &Dockerfile) -> &str {
+    file.stages.last().map(|stage| stage.base.as_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
