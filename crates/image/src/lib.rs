@@ -23,6 +23,8 @@ pub mod plan;
 mod recipe;
 mod spec;
 pub mod steps;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 pub use base::{BaseConfig, BaseSource, BaseTools, Bases, Credentials, Reference};
