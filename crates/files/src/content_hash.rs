@@ -16,6 +16,11 @@ pub struct ContentHash(pub [u8; 32]);
 pub struct ParseHashError(String);
 
 impl ContentHash {
+    /// The hash whose 32 bytes these are.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The hash of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())

@@ -7,7 +7,7 @@
 //! async callers use `spawn_blocking`.
 //!
 //! Entry points: [`ObjectStore`] for contents, [`Trees`] for mount sets, [`BlobStore`] for payloads,
-//! [`fetch::Fetcher`] for downloads.
+//! [`fetch::Fetcher`] for downloads, [`pypi::PackageIndex`] for Python packages.
 
 mod blob_upload;
 mod blobs;
@@ -20,6 +20,7 @@ mod hold;
 mod host_env;
 mod io_failure;
 mod objects;
+pub mod pypi;
 mod tree_paths;
 mod trees;
 

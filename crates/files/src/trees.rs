@@ -165,6 +165,7 @@ impl Trees {
         }
         // The same content and mode again and again is the rule in package trees: found once.
         let mut sources: HashMap<(ContentHash, u32), PathBuf> = HashMap::new();
+        let mut copied = false;
         for (path, (hash, mode)) in &plan.files {
             let content = |source| TreeError::Content { path: format!("/{path}"), source };
             let source = match sources.entry((*hash, *mode)) {
@@ -180,9 +181,17 @@ impl Trees {
                     return Err(content(ObjectError::Missing(*hash)));
                 }
                 // Too many links to one inode (ext4 allows 65,000: think of empty `__init__.py`), another
-                // file system, or one without links.
-                Err(_) => copy_file(source, &target, *mode)?,
+                // file system, or one without links. Further files are linked to the copy.
+                Err(_) => {
+                    copy_file(source, &target, *mode)?;
+                    *source = target;
+                    copied = true;
+                }
             }
+        }
+        if copied {
+            let root = File::open(at).during("open", at)?;
+            rustix::fs::syncfs(&root).during("sync the file system of", at)?;
         }
         Ok(())
     }
@@ -244,13 +253,13 @@ fn make_folder(path: &Path, inside: &str) -> Result<(), IoFailure> {
     Ok(())
 }
 
+/// A copy that shares blocks where the file system can; not synced.
 pub(crate) fn copy_file(source: &Path, target: &Path, mode: u32) -> Result<(), IoFailure> {
     let from = File::open(source).during("open", source)?;
     let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target);
     let to = to.during("create", target)?;
     copy_content(&from, &to).during("copy to", target)?;
-    to.set_permissions(Permissions::from_mode(mode)).during("set the mode of", target)?;
-    to.sync_data().during("sync", target)
+    to.set_permissions(Permissions::from_mode(mode)).during("set the mode of", target)
 }
 
 #[cfg(test)]
