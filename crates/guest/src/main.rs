@@ -1,1 +1,3 @@
+//! The container's PID 1; see the library for what it does.
+
 fn main() {}

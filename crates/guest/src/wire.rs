@@ -1,0 +1,226 @@
+//! The messages between a container's guest and whoever holds the other end of its control socket: first the
+//! privileged helper (one [`ToGuest::Setup`]), from then on the server.
+//!
+//! JSON inside [`crate::packet`]s; unknown fields are ignored so that a server and a guest of neighbouring
+//! versions understand each other across an upgrade.
+
+use serde::{Deserialize, Serialize};
+
+/// A process of the container, numbered from 1 by the guest; never reused.
+pub type ProcId = u64;
+
+/// To the guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// The first message to a container's PID 1. Descriptors: root, `/dev`, sysfs if `sysfs`, one per bind.
+    Setup(Box<Setup>),
+    /// The first and only message to a one-shot guest that unpacks an archive. Descriptors: the tree, the archive.
+    Unpack,
+    /// Something to do, answered by [`FromGuest::Reply`] with the same `id`.
+    Request {
+        /// Chosen by the asker.
+        id: u64,
+        /// What to do.
+        request: Request,
+    },
+}
+
+/// How the container's PID 1 makes its world.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Setup {
+    /// The UTS host name.
+    pub hostname: String,
+    /// Whether a sysfs mount comes with the descriptors.
+    pub sysfs: bool,
+    /// Where the binds' descriptors go, in order.
+    pub binds: Vec<BindTarget>,
+    /// Files that the machine supplies: absolute path in the root and content (`/etc/hosts` and its like).
+    pub files: Vec<(String, String)>,
+    /// What to listen on before any program runs.
+    pub listeners: Vec<Listen>,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_bytes: u64,
+    /// Milliseconds between SIGINT and SIGKILL when the control socket closes.
+    pub grace_ms: u64,
+}
+
+/// Where one bind appears.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BindTarget {
+    /// Absolute path in the root; made if it does not exist.
+    pub target: String,
+    /// Whether the source is a directory (else a file).
+    pub directory: bool,
+}
+
+/// One listening socket of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listen {
+    /// 127.0.0.1 at this port inside the container's network.
+    Tcp {
+        /// The port; 0 lets the kernel choose.
+        port: u16,
+    },
+    /// A unix socket at this absolute path of the container's root.
+    Unix {
+        /// The path; its directories are made.
+        path: String,
+    },
+}
+
+/// What the guest can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Request {
+    /// Start a program. Descriptors: stdin, stdout, stderr.
+    Spawn(Box<Spawn>),
+    /// Send a signal.
+    Signal {
+        /// To which process.
+        proc: ProcId,
+        /// The signal's number.
+        signal: i32,
+        /// To its whole process group instead of to it alone.
+        group: bool,
+    },
+    /// What runs, and how what ended did.
+    Status,
+    /// Stop everything: SIGINT now, SIGKILL after `grace_ms`, then exit.
+    Shutdown {
+        /// Milliseconds between the two.
+        grace_ms: u64,
+    },
+}
+
+/// A program to start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spawn {
+    /// Free text that [`ProcStatus`] repeats.
+    pub name: String,
+    /// What runs.
+    pub program: Program,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// The working directory; `/` if it is empty. Made if it does not exist, as Docker does.
+    pub cwd: String,
+    /// Whom it runs as: empty for root, else `name|uid[:group|gid]` looked up in the container's own files.
+    pub user: String,
+}
+
+/// What a spawned process runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Program {
+    /// `argv[0]` is looked up in the environment's `PATH` unless it has a slash.
+    Exec {
+        /// The program and its arguments.
+        argv: Vec<String>,
+    },
+    /// The guest's own copying, as `COPY` of a Dockerfile does it. Complaints go to stderr.
+    Copy(Copy),
+}
+
+/// Files to copy inside the container, from a bound tree into its root.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Copy {
+    /// Absolute path of the tree that `sources` are relative to.
+    pub from: String,
+    /// What to copy; a directory's contents are copied, not the directory itself.
+    pub sources: Vec<String>,
+    /// The destination, absolute or relative to `cwd`; a directory if it ends in `/` or there are several sources.
+    pub destination: String,
+    /// Owner as `name|uid[:group|gid]`; root if empty.
+    pub owner: String,
+    /// Permission bits for everything copied; kept from the source if absent.
+    pub mode: Option<u32>,
+}
+
+/// From the guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromGuest {
+    /// The root is made and the listeners are open. Descriptors: the listeners, in order.
+    Ready {
+        /// Microseconds from the setup message to this one.
+        setup_us: u64,
+    },
+    /// The setup failed; the guest exits.
+    Failed {
+        /// What it was doing.
+        step: String,
+        /// What the kernel said.
+        detail: String,
+    },
+    /// An archive was unpacked.
+    Unpacked(UnpackStats),
+    /// The answer to a request.
+    Reply {
+        /// The request's number.
+        id: u64,
+        /// How it went.
+        result: Result<Reply, String>,
+    },
+    /// Something happened.
+    Event(Event),
+}
+
+/// What a request gave.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Reply {
+    /// Nothing to tell.
+    Done,
+    /// The program was executed.
+    Spawned {
+        /// Its number.
+        proc: ProcId,
+        /// Its pid inside the container.
+        pid: i32,
+    },
+    /// All processes the guest started, as far as it remembers them.
+    Status {
+        /// In order of start.
+        processes: Vec<ProcStatus>,
+    },
+}
+
+/// One process that the guest started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcStatus {
+    /// Its number.
+    pub proc: ProcId,
+    /// The name given when it was spawned.
+    pub name: String,
+    /// Its pid inside the container.
+    pub pid: i32,
+    /// How it ended; `None` while it runs.
+    pub exit: Option<Exit>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Its exit code, if it exited.
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+}
+
+/// What the guest tells unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A spawned process ended.
+    Exited {
+        /// Which.
+        proc: ProcId,
+        /// How.
+        exit: Exit,
+    },
+}
+
+/// What unpacking an archive made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackStats {
+    /// Entries written.
+    pub entries: u64,
+    /// Bytes of regular files written.
+    pub bytes: u64,
+    /// What was left out, for people; bounded.
+    pub warnings: Vec<String>,
+}
