@@ -7,10 +7,12 @@
 //! async callers use `spawn_blocking`.
 //!
 //! Entry points: [`ObjectStore`] for contents, [`Trees`] for mount sets, [`BlobStore`] for payloads,
-//! [`fetch::Fetcher`] for downloads, [`pypi::PackageIndex`] for Python packages.
+//! [`fetch::Fetcher`] for downloads, [`pypi::PackageIndex`] for Python packages,
+//! [`bundles::Bundles`] for what the client needs inside containers.
 
 mod blob_upload;
 mod blobs;
+pub mod bundles;
 mod byte_range;
 mod content_hash;
 mod durable;

@@ -198,7 +198,7 @@ impl PackageIndex {
 }
 
 /// The best wheel for `wanted` among `files`: the newest version, and of it the one that fits best.
-pub(super) fn choose_among(wanted: &Requirement, files: &[IndexFile], target: &Target) -> Option<Choice> {
+pub(crate) fn choose_among(wanted: &Requirement, files: &[IndexFile], target: &Target) -> Option<Choice> {
     let pinned = wanted.specifiers.pin().is_some();
     let candidates = fitting(files, target).filter(|(wheel, file)| {
         wheel.name == wanted.name

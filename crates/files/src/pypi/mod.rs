@@ -13,6 +13,7 @@ mod version;
 mod wheel_name;
 
 pub use files::{IndexFile, Yanked};
+pub(crate) use index::choose_among;
 pub use index::{Choice, PackageIndex, PypiError};
 pub use index_config::IndexConfig;
 pub use marker::{Marker, MarkerEnv};
