@@ -52,6 +52,9 @@ pub enum StoreError {
     /// The store is closed, or was closed before this could be done.
     #[error("the store is closed")]
     Closed,
+    /// The request asks for more than one answer may hold.
+    #[error("too much is asked for at once: {0}")]
+    TooMuch(String),
     /// A statement of ours is wrong.
     #[error("a statement failed")]
     Statement(#[source] Arc<rusqlite::Error>),
@@ -111,6 +114,7 @@ impl From<StoreError> for Error {
                 .with_hint("Start the version of Evoke that last used this data folder, or a newer one."),
             StoreError::Corrupt(_) => Error::new(ErrorCode::DataLoss, message),
             StoreError::Conflict(_) => Error::new(ErrorCode::AlreadyExists, message),
+            StoreError::TooMuch(_) => Error::new(ErrorCode::InvalidArgument, message),
             StoreError::Closed | StoreError::Poisoned(_) => Error::new(ErrorCode::Unavailable, message),
             StoreError::Open { .. } | StoreError::Io(_) | StoreError::Statement(_) => {
                 Error::new(ErrorCode::Internal, message)

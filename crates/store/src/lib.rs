@@ -22,6 +22,7 @@ mod error;
 mod functions;
 mod idempotency;
 mod images;
+pub mod logs;
 mod mounts;
 mod readers;
 mod schema;
