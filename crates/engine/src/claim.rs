@@ -62,8 +62,6 @@ impl Engine {
             worker.starting = worker.starting.saturating_sub(1);
         }
         if let Some(pool) = self.pools.get_mut(&function) {
-            pool.failed_starts = 0;
-            pool.not_before = UnixMs(0);
             pool.note_start(now.since(queued));
         }
         self.set_task_timer(id, now);
@@ -140,7 +138,7 @@ impl Engine {
         } else {
             let max = conf.autoscaler.max.map(|max| max.max(1));
             match max {
-                Some(max) if task.running.is_empty() && serving() as u32 > max => {
+                Some(max) if serving() as u32 > max => {
                     Some(Reason::AboveMaximum { containers: serving() as u32, max })
                 }
                 _ => None,
@@ -178,6 +176,10 @@ impl Engine {
         let (timeout_ms, single_use) = match self.pools.get_mut(&function) {
             Some(pool) => {
                 pool.moved = now;
+                // A start has succeeded when it has led to work: one that dies before its first input does not
+                // help anybody, ready or not.
+                pool.failed_starts = 0;
+                pool.not_before = UnixMs(0);
                 match &pool.conf {
                     Some(conf) => (conf.timeout_ms, conf.single_use),
                     None => (u64::MAX, false),

@@ -102,8 +102,13 @@ impl Engine {
     /// A machine joined, or what it has changed.
     pub fn put_worker(&mut self, capacity: WorkerCapacity, now: UnixMs) -> Step<()> {
         let mut out = Out::new();
-        let worker = self.workers.entry(capacity.id).or_insert(Worker::empty(capacity));
-        worker.capacity = capacity;
+        let mut worker = Worker::empty(capacity);
+        for task in self.tasks.values().filter(|task| task.worker == capacity.id) {
+            worker.reserved.add(&task.resources);
+            worker.starting += u32::from(task.ready.is_none());
+            worker.overcommitted += u32::from(task.overcommitted);
+        }
+        self.workers.insert(capacity.id, worker);
         self.wake_blocked();
         self.settle(now, &mut out);
         out.step(())
@@ -263,7 +268,7 @@ impl Engine {
         dirty.sort_by_key(|id| std::cmp::Reverse(self.pools.get(id).map_or(0, |pool| pool.waited_ms(now))));
         for function in dirty {
             let due = match self.pools.get(&function) {
-                Some(pool) => self.plan_due(pool),
+                Some(pool) => self.plan_due(pool, now),
                 None => continue,
             };
             if due <= now {
@@ -275,11 +280,12 @@ impl Engine {
     }
 
     /// The earliest time for a pool's next plan: at once for its first container, else debounced.
-    fn plan_due(&self, pool: &Pool) -> UnixMs {
+    fn plan_due(&self, pool: &Pool, now: UnixMs) -> UnixMs {
         let first = !pool.queue.is_empty()
             && !pool.tasks.iter().any(|id| self.tasks.get(id).is_some_and(Task::is_serving));
         match pool.planned {
-            Some(planned) if !first => planned.plus_ms(self.conf.plan_debounce_ms),
+            // A last plan in the future means that the clock was set back.
+            Some(planned) if !first && planned <= now => planned.plus_ms(self.conf.plan_debounce_ms),
             _ => UnixMs(0),
         }
     }

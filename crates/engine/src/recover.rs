@@ -68,7 +68,8 @@ impl Engine {
             start_counted: false,
             handouts: BTreeMap::new(),
             running: BTreeSet::new(),
-            taken: 0,
+            // It has been ready, so its start is not to be counted as failed.
+            taken: u32::from(phase(Phase::Ready).is_some()),
             idle_since: now,
             failure: None,
             unconfirmed: true,
@@ -102,6 +103,7 @@ impl Engine {
         call.cancelled |= recovered.pending.cancelled.is_some();
         let Some(pool) = self.pools.get_mut(&function) else { return };
         let timeout_ms = pool.conf.as_ref().map_or(u64::MAX, |conf| conf.timeout_ms);
+        let max_delay_ms = pool.conf.as_ref().map_or(u64::MAX, |conf| conf.retry.max_delay_ms);
         let group = pool.group(recovered.group);
         let place = match (&recovered.running, recovered.pending.not_before) {
             (Some(row), _) => {
@@ -121,6 +123,8 @@ impl Engine {
                 })
             }
             (None, Some(until)) if until > now => {
+                // Were the clock set back meanwhile, the delay would be longer than the policy's.
+                let until = until.min(now.plus_ms(max_delay_ms));
                 pool.backoff.insert(key);
                 self.timers.set(Timer::Input(key), Some(until));
                 Place::Backoff(until)

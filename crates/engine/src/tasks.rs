@@ -137,6 +137,8 @@ impl Engine {
         task.stop_since = now;
         let (function, poll) = (task.function, (task.idle_since, id));
         out.write(CallWrite::TaskStop { task: id, stop });
+        // The first of these counts.
+        out.write(CallWrite::TaskPhase { task: id, phase: Phase::Stopping, at: now });
         if let Some(pool) = self.pools.get_mut(&function) {
             pool.polls.remove(&poll);
         }
@@ -221,12 +223,16 @@ impl Engine {
     pub(crate) fn end_task(&mut self, id: TaskId, exit: &ContainerExit, now: UnixMs, out: &mut Out) {
         let Some(task) = self.tasks.get(&id) else { return };
         let running: Vec<Key> = task.running.iter().copied().collect();
+        let cancels =
+            running.iter().filter_map(|k| self.inputs.get(k)).any(|input| input.cancelled.is_some());
         for key in running {
             match exit.cause {
                 ExitCause::WorkerLost => self.lose_attempt(key, Loss::Machine, &exit.text, now, out),
                 _ if exit.oom => {
                     self.end_attempt(key, out_of_memory(exit), None, now, out);
                 }
+                // Synchronous code with several inputs cannot cancel one of them: the client ends the container.
+                _ if cancels => self.lose_attempt(key, Loss::Stopped, &exit.text, now, out),
                 _ => self.lose_attempt(key, Loss::Crash, &exit.text, now, out),
             }
         }
@@ -234,7 +240,7 @@ impl Engine {
         self.timers.set(Timer::Task(id), None);
         out.write(CallWrite::TaskEnded { task: id, end: row_of(exit, now) });
         self.give_back(&task, out);
-        if task.ready.is_none() && task.is_serving() && exit.cause != ExitCause::WorkerLost {
+        if task.taken == 0 && task.is_serving() && exit.cause != ExitCause::WorkerLost {
             self.start_failed(task.function, start_failure(&task, exit), now, out);
         }
         self.wake_blocked();
@@ -309,7 +315,7 @@ fn out_of_memory(exit: &ContainerExit) -> Failure {
     Failure::text(ResultStatus::Oom, text)
 }
 
-/// What the inputs of a container that never became ready fail with.
+/// What the inputs that wait for a container fail with when it ended before its first input.
 fn start_failure(task: &Task, exit: &ContainerExit) -> Failure {
     if let Some(failure) = &task.failure {
         return failure.clone();
@@ -330,7 +336,7 @@ fn start_failure(task: &Task, exit: &ContainerExit) -> Failure {
         ),
         _ => Failure::text(
             ResultStatus::InitFailure,
-            format!("The container {how} before it was ready{colon}{}", exit.text),
+            format!("The container {how} before its first input{colon}{}", exit.text),
         ),
     }
 }

@@ -1,13 +1,18 @@
 //! What must hold, while it runs and at the end.
 
+use crate::script::Behaviour;
 use crate::world::World;
-use evoke_core::{InputId, TaskId};
+use bytes::Bytes;
+use evoke_core::InputId;
 use evoke_engine::ResultStatus;
-use evoke_store::calls::{self, Key, OutputsQuery, ResultBody};
+use evoke_store::calls::{self, Key, OutputRow, OutputsQuery, ResultBody};
 use std::collections::BTreeMap;
 
 /// Attempts at one input, at most, in any of these worlds.
 const ATTEMPTS_MAX: u64 = 100;
+
+/// A timeout that a few lost answers do not reach.
+const LONG_TIMEOUT_MS: u64 = 10_000;
 
 impl World {
     /// No pool has more serving containers than its maximum.
@@ -112,9 +117,10 @@ impl World {
             if row.retry_count > retries {
                 return Err(format!("{input} was retried {} times of {retries}", row.retry_count));
             }
-            if let ResultBody::Container(_) = &row.body {
-                self.check_ran(*input, row.task, row.retry_count, row.status)?;
+            if let ResultBody::Container(result) = &row.body {
+                self.check_ran(*input, row, result)?;
             }
+            self.check_timeout(client.function, *input, row.status)?;
         }
         for (input, (entry, status)) in &client.outputs {
             let stored = by_input.get(input).map(|row| (row.entry, row.status));
@@ -125,19 +131,30 @@ impl World {
         Ok(())
     }
 
-    /// A container's result comes from a run there.
-    fn check_ran(
-        &self,
-        input: InputId,
-        task: Option<TaskId>,
-        retry_count: u32,
-        status: ResultStatus,
-    ) -> Result<(), String> {
-        let Some(task) = task else { return Ok(()) };
-        let ran = self.runs.get(&input).is_some_and(|runs| runs.contains(&(task, retry_count)));
-        if ran {
+    /// A container's result comes from the very attempt that it is published for. (Results that a container
+    /// reported about its start belong to no attempt.)
+    fn check_ran(&self, input: InputId, row: &OutputRow, result: &Bytes) -> Result<(), String> {
+        let Some(task) = row.task else { return Ok(()) };
+        let ran = self.runs.get(&input).is_some_and(|runs| runs.contains(&(task, row.retry_count)));
+        let wanted = format!("{task} {}", row.retry_count);
+        if ran && result.as_ref() == wanted.as_bytes() {
             return Ok(());
         }
-        Err(format!("{input} has {status:?} of {task}, which never ran attempt {retry_count}"))
+        Err(format!("{input} is published as of \"{wanted}\" (ran: {ran}) with the result of {result:?}"))
+    }
+
+    /// Only inputs that hang run out of time. Not checked where the clock jumps, or where a few lost answers
+    /// take longer than the timeout.
+    fn check_timeout(&self, function: usize, input: InputId, status: ResultStatus) -> Result<(), String> {
+        let timeout_ms = self.script.functions[function].conf.timeout_ms;
+        let hangs = self.behaviours.get(&input) == Some(&Behaviour::Hangs);
+        if status != ResultStatus::Timeout || hangs || self.script.jumps > 0 || timeout_ms < LONG_TIMEOUT_MS {
+            return Ok(());
+        }
+        // A start may take too long as well, with the same status; then the input never ran.
+        if self.runs.contains_key(&input) {
+            return Err(format!("{input} ran out of {timeout_ms} ms, and is quick"));
+        }
+        Ok(())
     }
 }

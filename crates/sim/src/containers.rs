@@ -37,7 +37,8 @@ pub(crate) struct Container {
     runs: BTreeMap<InputId, Run>,
     /// Attempts that it has answered.
     answered: BTreeSet<(InputId, u32)>,
-    puts: BTreeMap<u64, Vec<NewOutput>>,
+    /// Answers that the server has not accepted, each with the slot it will free.
+    puts: BTreeMap<u64, (u64, NewOutput)>,
 }
 
 impl World {
@@ -115,9 +116,9 @@ impl World {
             Act::Poll => self.container_poll(task),
             Act::Done(input, retry_count) => self.finish_run(task, input, retry_count),
             Act::Put(put) => {
-                if let Some(outputs) = container.puts.get(&put).cloned() {
+                if let Some((_, output)) = container.puts.get(&put).cloned() {
                     if self.engine.is_some() {
-                        self.server_put(task, put, outputs);
+                        self.server_put(task, put, vec![output]);
                     } else {
                         let delay = self.random.between(50, 700);
                         self.after(delay, Event::Container(task, Act::Put(put)));
@@ -217,6 +218,7 @@ impl World {
             }
             let payload = input.input.ok_or_else(|| format!("{id} has no payload"))?;
             let behaviour = Behaviour::from_byte(payload.first().copied().unwrap_or_default());
+            self.behaviours.insert(id, behaviour);
             new.insert(id);
             container.runs.insert(id, Run { retry_count, slot, behaviour });
             dones.push((id, retry_count));
@@ -278,29 +280,30 @@ impl World {
         let output = NewOutput {
             input_id: id,
             status,
-            result: Bytes::from_static(b"result"),
+            result: Bytes::from(format!("{task} {}", run.retry_count)),
             retry_count: run.retry_count,
             started: None,
         };
-        container.puts.insert(put, vec![output]);
+        container.puts.insert(put, (run.slot, output));
         self.after(0, Event::Container(task, Act::Put(put)));
     }
 
     fn accepted(&mut self, task: TaskId, put: u64, known: bool) -> Result<(), String> {
         let Some(container) = self.containers.get_mut(&task).filter(|c| !c.dead) else { return Ok(()) };
-        let Some(outputs) = container.puts.remove(&put) else { return Ok(()) };
+        let Some((slot, output)) = container.puts.remove(&put) else { return Ok(()) };
         if !known {
             self.after(0, Event::Container(task, Act::Exit { code: Some(1), signal: None, oom: false }));
             return Ok(());
         }
-        for output in outputs {
-            if let Some(run) = container.runs.remove(&output.input_id) {
-                if let Some(inputs) = container.slots.get_mut(&run.slot) {
-                    inputs.remove(&output.input_id);
-                    if inputs.is_empty() {
-                        container.slots.remove(&run.slot);
-                    }
-                }
+        let id = output.input_id;
+        // A retry may have arrived in another slot before this answer was accepted; it stays.
+        if container.runs.get(&id).is_some_and(|run| run.retry_count == output.retry_count) {
+            container.runs.remove(&id);
+        }
+        if let Some(inputs) = container.slots.get_mut(&slot) {
+            inputs.remove(&id);
+            if inputs.is_empty() {
+                container.slots.remove(&slot);
             }
         }
         self.leave_if_done(task);

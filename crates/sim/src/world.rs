@@ -3,7 +3,7 @@
 use crate::clients::Client;
 use crate::containers::Container;
 use crate::random::Random;
-use crate::script::Script;
+use crate::script::{Behaviour, Script};
 use crate::server::{Batch, Release};
 use evoke_core::{InputId, TaskId, UnixMs};
 use evoke_engine::{Engine, PollRequest, WorkerId};
@@ -97,6 +97,7 @@ pub(crate) struct World {
     pub(crate) lost_workers: BTreeSet<WorkerId>,
     /// Runs of each input: container and counted failures before it.
     pub(crate) runs: BTreeMap<InputId, Vec<(TaskId, u32)>>,
+    pub(crate) behaviours: BTreeMap<InputId, Behaviour>,
     pub(crate) app_stopped: bool,
     pub(crate) summary: Summary,
     pub(crate) log: bool,
@@ -147,6 +148,7 @@ impl World {
             containers: BTreeMap::new(),
             lost_workers: BTreeSet::new(),
             runs: BTreeMap::new(),
+            behaviours: BTreeMap::new(),
             app_stopped: false,
             summary: Summary::default(),
             log,
