@@ -7,7 +7,7 @@
 //!     +------------+-----------+---- failed, or told to stop -----------------------+
 //! ```
 
-use evoke_core::{Phase, UnixMs};
+use evoke_core::{Error, Phase, UnixMs};
 use serde::{Deserialize, Serialize};
 
 /// How long a process may outlive SIGKILL before its container is removed around it.
@@ -46,7 +46,7 @@ pub(crate) enum Event {
     /// The program was executed.
     Spawned,
     /// The action under way failed; for the user, with the reason.
-    Failed(String),
+    Failed(Error),
     /// The program said hello.
     Hello,
     /// The program asked for its first input.
@@ -135,6 +135,19 @@ pub(crate) enum Ended {
     StartupTimeout,
 }
 
+/// What a later process knows of a container that lives on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    /// It has asked for its first input.
+    pub ready: bool,
+    /// It was told to stop.
+    pub ended_by_us: Option<Ended>,
+    /// Until when the stop lets it live.
+    pub kill_at: Option<UnixMs>,
+    /// How its program ended.
+    pub exit: Option<Exit>,
+}
+
 /// The life of one container so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Lifecycle {
@@ -149,10 +162,11 @@ pub(crate) struct Lifecycle {
     /// SIGKILL was sent, at this time.
     killed_at: Option<UnixMs>,
     hello: bool,
-    pub ready: bool,
+    ready: bool,
+    /// How the program ended, where that is known.
     pub exit: Option<Exit>,
     /// What failed, in words for the user.
-    pub failure: Option<String>,
+    pub failure: Option<Error>,
 }
 
 impl Lifecycle {
@@ -174,26 +188,29 @@ impl Lifecycle {
         (life, vec![Action::Start])
     }
 
-    /// A container that an earlier process of ours started, and what to do first. `ended_by_us`: it was
-    /// already told to stop; then it gets `grace_ms` from now.
+    /// A container that an earlier process of ours started, as that wrote it down, and what to do first.
     pub(crate) fn adopt(
-        mut self,
-        ready: bool,
-        ended_by_us: Option<Ended>,
-        exit: Option<Exit>,
-        kill_at: Option<UnixMs>,
+        accepted_at: UnixMs,
+        startup_timeout_ms: u64,
+        commits: bool,
+        known: Known,
     ) -> (Self, Vec<Action>) {
-        self.ready = ready;
-        self.hello = ready;
-        self.ended_by_us = ended_by_us;
-        self.kill_at = kill_at;
-        self.exit = exit;
-        if exit.is_some() {
-            self.state = State::Draining;
-            return (self, vec![Action::Drain]);
+        let (mut life, _) = Self::accept(accepted_at, startup_timeout_ms, commits);
+        life.ready = known.ready;
+        life.hello = known.ready;
+        life.ended_by_us = known.ended_by_us;
+        life.kill_at = known.kill_at;
+        life.exit = known.exit;
+        if life.exit.is_some() {
+            life.state = State::Draining;
+            return (life, vec![Action::Drain]);
         }
-        self.state = State::Running;
-        (self, Vec::new())
+        life.state = State::Running;
+        if life.ended_by_us.is_some() && life.kill_at.is_none() {
+            // It was to be killed at once.
+            life.kill_at = Some(accepted_at);
+        }
+        (life, Vec::new())
     }
 
     /// Where it is.
@@ -201,9 +218,15 @@ impl Lifecycle {
         self.state
     }
 
-    /// Until when a stop already under way lets it live.
-    pub(crate) fn kill_at(&self) -> Option<UnixMs> {
-        self.kill_at
+    /// What a later process must know to go on.
+    pub(crate) fn known(&self) -> Known {
+        let Self { ready, ended_by_us, kill_at, exit, .. } = *self;
+        Known { ready, ended_by_us, kill_at, exit }
+    }
+
+    /// Whether it was ended because it was not ready in time.
+    pub(crate) fn timed_out(&self) -> bool {
+        self.ended_by_us == Some(Ended::StartupTimeout)
     }
 
     /// Whether SIGKILL came from us.
@@ -238,7 +261,8 @@ impl Lifecycle {
             }
             (Recording, Event::Recorded) => self.proceed(Spawning, vec![Action::Spawn]),
             (Spawning, Event::Spawned) => self.spawned(now),
-            (Preparing | Recording | Spawning, Event::Failed(what)) => {
+            // In Running: an earlier process died before it could execute the program.
+            (Preparing | Recording | Spawning | Running, Event::Failed(what)) => {
                 self.failure = Some(what);
                 self.enter(Removing, vec![Action::Remove])
             }

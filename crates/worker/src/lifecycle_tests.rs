@@ -60,14 +60,14 @@ fn a_whole_life() {
 
 #[test]
 fn every_failed_step_of_a_start_removes_the_container() {
-    let failed = || Event::Failed("no room".into());
+    let failed = || Event::Failed(Error::internal("no room"));
     for done in [&[][..], &[Event::Started][..], &[Event::Started, Event::Recorded][..]] {
         let mut life = accepted(false);
         for event in done {
             life.step(event.clone(), T0).unwrap();
         }
         play(&mut life, &[(1, failed(), &[Remove]), (2, Event::Removed, &[Finish])]);
-        assert_eq!(life.failure.as_deref(), Some("no room"));
+        assert_eq!(life.failure.as_ref().map(|e| e.message.as_str()), Some("no room"));
         assert_eq!(life.step(Event::Finished, T0).unwrap(), [Report(Phase::Removed), ReportExit, Forget]);
     }
 }
@@ -201,8 +201,8 @@ fn a_failed_commit_is_reported_and_the_container_removed() {
     {
         life.step(event, T0).unwrap();
     }
-    play(&mut life, &[(1, Event::Failed("disk full".into()), &[Remove])]);
-    assert_eq!(life.failure.as_deref(), Some("disk full"));
+    play(&mut life, &[(1, Event::Failed(Error::internal("disk full")), &[Remove])]);
+    assert_eq!(life.failure.as_ref().map(|e| e.message.as_str()), Some("disk full"));
 }
 
 #[test]
@@ -214,17 +214,21 @@ fn a_lost_guest_ends_the_container() {
 
 #[test]
 fn an_adopted_container_goes_on_where_it_was() {
-    let (life, first) = accepted(false).adopt(true, None, None, None);
-    assert_eq!((life.state(), first.as_slice(), life.deadline()), (State::Running, &[][..], None));
-
-    let (life, _) = accepted(false).adopt(false, None, None, None);
-    assert_eq!(life.deadline(), Some(T0.plus_ms(STARTUP_MS)));
-
-    let (life, _) = accepted(false).adopt(true, Some(Ended::Asked), None, Some(T0.plus_ms(7)));
-    assert_eq!(life.deadline(), Some(T0.plus_ms(7)));
-
-    let (life, first) = accepted(false).adopt(true, None, Some(Exit::Code(3)), None);
-    assert_eq!((life.state(), first.as_slice()), (State::Draining, &[Drain][..]));
+    let adopt = |known| Lifecycle::adopt(T0, STARTUP_MS, false, known);
+    let ready = Known { ready: true, ..Known::default() };
+    let asked = Known { ended_by_us: Some(Ended::Asked), ..ready };
+    for (known, state, first, deadline) in [
+        (ready, State::Running, &[][..], None),
+        (Known::default(), State::Running, &[], Some(T0.plus_ms(STARTUP_MS))),
+        (Known { kill_at: Some(T0.plus_ms(7)), ..asked }, State::Running, &[], Some(T0.plus_ms(7))),
+        (asked, State::Running, &[], Some(T0)),
+        (Known { exit: Some(Exit::Code(3)), ..ready }, State::Draining, &[Drain], None),
+    ] {
+        let (life, actions) = adopt(known);
+        assert_eq!((life.state(), actions.as_slice(), life.deadline()), (state, first, deadline), "{known:?}");
+    }
+    let (mut life, _) = adopt(Known::default());
+    play(&mut life, &[(1, Event::Failed(Error::internal("it never ran")), &[Remove])]);
 }
 
 #[test]
@@ -248,7 +252,7 @@ fn outcome(action: &Action, fails: bool) -> Option<Event> {
         Finish => Event::Finished,
         _ => return None,
     };
-    Some(if fails { Event::Failed("failed".into()) } else { success })
+    Some(if fails { Event::Failed(Error::internal("failed")) } else { success })
 }
 
 proptest! {

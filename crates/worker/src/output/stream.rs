@@ -3,7 +3,6 @@
 use super::cut::{self, End};
 use super::spool::{Spliced, Spool};
 use super::tags::{Tag, Tags};
-use crate::readiness::watch_readable;
 use bytes::Bytes;
 use evoke_core::{AppId, Clock, FunctionId, TaskId, UnixMs};
 use evoke_proto::worker::{Control, LogChunk, OutputFd};
@@ -13,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -129,7 +129,7 @@ impl Capture {
         let pipe = match pipe {
             Some(fd) => {
                 rustix::io::ioctl_fionbio(&fd, true)?;
-                Some(watch_readable(fd)?)
+                Some(evoke_runtime::fds::watch(fd, Interest::READABLE)?)
             }
             None => None,
         };

@@ -1,0 +1,56 @@
+//! Where a worker keeps things and how much it takes on.
+
+use evoke_core::TaskId;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The port on a container's loopback behind which its platform answers. Outside of the range that kernels
+/// hand out and of what people listen on.
+pub const CONTAINER_PORT: u16 = 64_087;
+/// Where the same service listens as a unix socket in the container's root.
+pub const CONTAINER_SOCKET: &str = "/run/evoke/platform.sock";
+/// The folder inside a container that holds what it is told by file.
+pub const INSIDE_FOLDER: &str = "/__evoke";
+/// The name of the file with the serialized `ContainerArguments` there.
+pub(crate) const ARGUMENTS_FILE: &str = "arguments";
+
+/// Containers on one machine at most, unless configured.
+const CONTAINERS_MAX: usize = 4096;
+/// Time between two looks at what each container uses, unless configured.
+const USAGE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What a worker is told at its start.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Folder for what is known of each container, below the data folder so that it can be bound into
+    /// containers. Made if it does not exist.
+    pub tasks_folder: PathBuf,
+    /// Folder for captured output that control has not taken over. Made if it does not exist.
+    pub spool_folder: PathBuf,
+    /// The user that this process runs as and whose files it makes.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Containers at most; further assignments are refused.
+    pub containers_max: usize,
+    /// Time between two looks at what each container uses.
+    pub usage_interval: Duration,
+}
+
+impl WorkerConfig {
+    /// The defaults in `data`, the data folder, for files of `uid` and `gid`.
+    pub fn new(data: &std::path::Path, uid: u32, gid: u32) -> Self {
+        Self {
+            tasks_folder: data.join("tasks"),
+            spool_folder: data.join("spool"),
+            uid,
+            gid,
+            containers_max: CONTAINERS_MAX,
+            usage_interval: USAGE_INTERVAL,
+        }
+    }
+
+    pub(crate) fn task_folder(&self, task: TaskId) -> PathBuf {
+        self.tasks_folder.join(task.to_string())
+    }
+}
