@@ -1,4 +1,5 @@
 //! Payloads: sent at once or in parts, checked, finished once, and resumed after a restart.
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use evoke_core::{BlobId, SystemClock, UnixMs};
 use evoke_files::{BlobError, BlobSpec, BlobStore, BodyMd5, ContentHash, ObjectStore};

@@ -1,4 +1,5 @@
 //! Client bundles from an index on this machine, from wheels at hand, and what is said when there is neither.
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
 

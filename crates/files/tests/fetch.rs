@@ -1,4 +1,5 @@
 //! The HTTP client against a server that misbehaves.
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod common;
 
@@ -72,9 +73,22 @@ fn redirects_drop_credentials_for_other_hosts() {
 fn the_proxy_is_used_except_where_it_is_not_wanted() {
     let proxy = Server::start(|_, _| Answer::ok("by proxy"));
     let direct = Server::start(|_, _| Answer::ok("direct"));
-    let via = HostEnv::of_pairs([("http_proxy", proxy.url.as_str())]);
-    let body = fetcher(&via).get_bytes("http://somewhere.test/x", &[], 100).unwrap();
-    assert_eq!(body, b"by proxy");
+    let with_password = proxy.url.replace("http://", "http://me:secret@");
+    let via = HostEnv::of_pairs([("http_proxy", with_password.as_str())]);
+    for _ in 0..2 {
+        let body = fetcher(&via).get_bytes("http://somewhere.test:81/x?y", &[], 100).unwrap();
+        assert_eq!(body, b"by proxy");
+    }
+    let seen = proxy.requests();
+    assert_eq!((seen.len(), seen[0].target.as_str()), (2, "http://somewhere.test:81/x?y"));
+    assert_eq!(seen[0].headers["host"], "somewhere.test:81");
+    assert_eq!(seen[0].headers["proxy-authorization"], "Basic bWU6c2VjcmV0");
+    // https is tunnelled.
+    let tunnel = Server::start(|_, _| Answer::status(403));
+    let via = HostEnv::of_pairs([("HTTPS_PROXY", tunnel.url.as_str())]);
+    fetcher(&via).get("https://somewhere.test/x", &[]).unwrap_err();
+    let asked = &tunnel.requests()[0];
+    assert_eq!((asked.method.as_str(), asked.target.as_str()), ("CONNECT", "somewhere.test:443"));
     let except = HostEnv::of_pairs([("http_proxy", proxy.url.as_str()), ("NO_PROXY", "127.0.0.1")]);
     assert_eq!(fetcher(&except).get_bytes(&direct.url, &[], 100).unwrap(), b"direct");
 }

@@ -1,5 +1,6 @@
 //! Against the real package index: the official client's bundles import in an interpreter that has nothing
 //! else installed. Needs a network and the interpreter that EVOKE_TEST_PYTHON names (CPython 3.11).
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use evoke_files::{
     HostEnv,

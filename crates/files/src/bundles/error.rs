@@ -38,7 +38,7 @@ pub enum BundleError {
         /// The project.
         name: String,
         /// What the index said.
-        source: PypiError,
+        source: Box<PypiError>,
     },
     /// A line of a dependency list or of a wheel's metadata is not understood.
     #[error("a dependency of the client is not understood: {0}")]
@@ -68,7 +68,7 @@ impl From<BundleError> for Error {
             BundleError::Unpack(unpack) => Error::from(unpack).with_hint(
                 "Remove the damaged wheel (and its copy in bundles/wheels of the data folder), then try again.",
             ),
-            BundleError::Package { name, source } => package_error(&name, source, message),
+            BundleError::Package { name, source } => package_error(&name, *source, message),
             BundleError::NamedWheel { .. } => Error::precondition(message)
                 .with_hint("Point EVOKE_MODAL_WHEEL at the file modal-<version>-py3-none-any.whl, or unset it."),
             BundleError::NoBytecode(_) => Error::precondition(message),

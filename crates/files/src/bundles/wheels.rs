@@ -74,7 +74,7 @@ impl WheelSource {
                 return Ok(local(choice, folder, None));
             }
         }
-        let failed = |source| BundleError::Package { name: wanted.name.clone(), source };
+        let failed = |source| BundleError::Package { name: wanted.name.clone(), source: Box::new(source) };
         let (choice, instead_of) = self.choose(wanted, target).map_err(failed)?;
         match &instead_of {
             None => talk(&format!("{} {}: downloading", choice.name, choice.version)),

@@ -2,6 +2,7 @@
 
 use super::{
     FetchError,
+    plain_proxy::{agent_by_proxy, proxy_authorization},
     proxies::Proxies,
     redact_url,
     url::{join_url, percent_decode, split_url},
@@ -59,10 +60,17 @@ pub struct Fetcher {
 #[derive(Debug)]
 struct Inner {
     direct: ureq::Agent,
-    by_http_proxy: Option<ureq::Agent>,
+    by_http_proxy: Option<PlainProxy>,
     by_https_proxy: Option<ureq::Agent>,
     proxies: Proxies,
     limits: Limits,
+}
+
+/// The way of `http://` addresses through a proxy.
+#[derive(Debug)]
+struct PlainProxy {
+    agent: ureq::Agent,
+    authorization: Option<String>,
 }
 
 /// An answer whose body is still on the wire.
@@ -127,11 +135,14 @@ impl Fetcher {
     pub fn with_limits(host: &HostEnv, limits: Limits) -> Result<Self, FetchError> {
         let proxies = Proxies::from_host(host)?;
         let roots = trusted_roots()?;
-        let agent = |proxy: Option<ureq::Proxy>| build_agent(&limits, &roots, proxy);
+        let config = |proxy: Option<ureq::Proxy>| agent_config(&limits, &roots, proxy);
         let inner = Inner {
-            direct: agent(None),
-            by_http_proxy: proxies.http.clone().map(|p| agent(Some(p))),
-            by_https_proxy: proxies.https.clone().map(|p| agent(Some(p))),
+            direct: config(None).new_agent(),
+            by_http_proxy: proxies.http.as_ref().map(|proxy| PlainProxy {
+                agent: agent_by_proxy(config(None), proxy),
+                authorization: proxy_authorization(proxy),
+            }),
+            by_https_proxy: proxies.https.clone().map(|proxy| config(Some(proxy)).new_agent()),
             proxies,
             limits,
         };
@@ -197,7 +208,9 @@ impl Fetcher {
     /// Waits before the attempt after `attempt`; a server's wish counts where it gave one.
     pub(super) fn back_off(&self, attempt: u32, wish: Option<Duration>) {
         let doubling = 2u32.saturating_pow(attempt.saturating_sub(1).min(6));
-        std::thread::sleep(wish.unwrap_or(self.inner.limits.backoff * doubling));
+        // There is no event to wait for: the server at the other end does not tell when it is well again.
+        // The wait is bounded by the limits, and the attempts by `attempts_max`.
+        std::thread::park_timeout(wish.unwrap_or(self.inner.limits.backoff * doubling));
     }
 
     /// One attempt, through all its redirects.
@@ -253,7 +266,21 @@ impl Fetcher {
             }
             request.headers_mut().insert(name, HeaderValue::try_from(*value).map_err(|_| bad_url())?);
         }
-        let agent = self.agent_for(&plain);
+        let inner = &*self.inner;
+        let agent = if inner.proxies.is_direct(url) {
+            &inner.direct
+        } else if parts.scheme.eq_ignore_ascii_case("https") {
+            inner.by_https_proxy.as_ref().unwrap_or(&inner.direct)
+        } else if let Some(proxy) = &inner.by_http_proxy {
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            if let Some(value) = &proxy.authorization {
+                let value = HeaderValue::try_from(value).map_err(|_| bad_url())?;
+                request.headers_mut().insert(header::PROXY_AUTHORIZATION, value);
+            }
+            &proxy.agent
+        } else {
+            &inner.direct
+        };
         let sent = if body.is_some() { agent.run(request) } else { agent.run(request.map(|_| ())) };
         let response = sent.map_err(|e| FetchError::of_transport(url, &e))?;
         let (head, body) = response.into_parts();
@@ -263,15 +290,6 @@ impl Fetcher {
             url: url.to_owned(),
             body: body.into_with_config().limit(u64::MAX).reader(),
         })
-    }
-
-    fn agent_for(&self, url: &str) -> &ureq::Agent {
-        let inner = &*self.inner;
-        if inner.proxies.is_direct(url) {
-            return &inner.direct;
-        }
-        let by_scheme = if url.starts_with("https:") { &inner.by_https_proxy } else { &inner.by_http_proxy };
-        by_scheme.as_ref().unwrap_or(&inner.direct)
     }
 }
 
@@ -290,7 +308,7 @@ fn retry_after(reply: &Reply) -> Option<Duration> {
     reply.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
 }
 
-fn build_agent(limits: &Limits, roots: &RootCerts, proxy: Option<ureq::Proxy>) -> ureq::Agent {
+fn agent_config(limits: &Limits, roots: &RootCerts, proxy: Option<ureq::Proxy>) -> ureq::config::Config {
     let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots.clone()).build();
     ureq::Agent::config_builder()
         .tls_config(tls)
@@ -305,7 +323,6 @@ fn build_agent(limits: &Limits, roots: &RootCerts, proxy: Option<ureq::Proxy>) -
         .timeout_per_read(Some(limits.idle_timeout))
         .timeout_per_write(Some(limits.idle_timeout))
         .build()
-        .new_agent()
 }
 
 /// What the host trusts: `SSL_CERT_FILE` and `SSL_CERT_DIR` where set, else the system's bundle.

@@ -8,6 +8,7 @@
 mod client;
 mod download;
 mod error;
+mod plain_proxy;
 mod proxies;
 mod url;
 

@@ -23,6 +23,7 @@ impl Proxies {
             .filter(|entry| !entry.is_empty())
             .collect();
         Ok(Self {
+            // A TLS connection to the proxy itself is only made for tunnels.
             http: proxy_of(host, &["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])?,
             https: proxy_of(host, &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])?,
             direct,
