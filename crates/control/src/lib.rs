@@ -1,1 +1,305 @@
-//! evoke-control
+//! The control plane: serves the protocol's `ModalClient` service to clients and containers.
+//!
+//! One file per aggregate. Decisions about calls are the engine's (`evoke-engine`, pure); this crate is the
+//! async shell around it, and the keeper of apps, functions, images, mounts and secrets. Every mutation is
+//! stored before it is acknowledged, together with the answer to the request that caused it.
+//!
+//! Entry points: [`Control::start`], [`Control::resume`]; it is an [`evoke_proto::Service`] and an
+//! [`evoke_proto::worker::Control`]. What it needs of other rooms comes in through [`ports`].
+
+mod apps;
+mod blobs;
+mod classes;
+mod containers;
+mod definition;
+mod environments;
+mod explain;
+mod functions;
+mod images;
+mod invocations;
+mod launch;
+mod logs;
+mod machine;
+mod mounts;
+mod overview;
+pub mod ports;
+mod registry;
+mod reports;
+mod results;
+mod secrets;
+mod service;
+mod shell;
+mod wakers;
+mod wire;
+
+pub use machine::Machine;
+pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
+
+use evoke_core::{Clock, Entropy, Error, FunctionId, SystemEntropy, UnixMs};
+use evoke_engine::{Engine, EngineConf, WorkerCapacity};
+use evoke_files::{BlobStore, ObjectStore, Trees};
+use evoke_proto::worker::Worker;
+use evoke_proto::{Dispatcher, Status};
+use evoke_store::logs::Logs;
+use evoke_store::vault::Vault;
+use evoke_store::{Store, StoreError};
+use ports::{Bundles, ImageBuilder, Urls};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// The one workspace of a server.
+pub(crate) const WORKSPACE: &str = "main";
+
+/// What the control plane is set up with.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// The image builder version that clients are told to use.
+    pub builder_version: String,
+    /// What this machine has.
+    pub machine: Machine,
+}
+
+/// The rooms that the control plane stands on.
+pub struct Dependencies {
+    /// Durable rows.
+    pub store: Store,
+    /// Durable output.
+    pub logs: Logs,
+    /// Seals secrets.
+    pub vault: Vault,
+    /// Contents of mounted files.
+    pub objects: ObjectStore,
+    /// Mounted files as folders.
+    pub trees: Trees,
+    /// Large payloads.
+    pub blobs: BlobStore,
+    /// Builds images.
+    pub builder: Arc<dyn ImageBuilder>,
+    /// The client's packages.
+    pub bundles: Arc<dyn Bundles>,
+    /// Addresses.
+    pub urls: Arc<dyn Urls>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The control plane.
+pub struct Control {
+    pub(crate) config: ControlConfig,
+    pub(crate) store: Store,
+    pub(crate) logs: Logs,
+    pub(crate) vault: Vault,
+    pub(crate) objects: ObjectStore,
+    pub(crate) trees: Trees,
+    pub(crate) blobs: BlobStore,
+    pub(crate) builder: Arc<dyn ImageBuilder>,
+    pub(crate) bundles: Arc<dyn Bundles>,
+    pub(crate) urls: Arc<dyn Urls>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) machine: Machine,
+    pub(crate) calls: shell::Calls,
+    pub(crate) registry: registry::Registry,
+    pub(crate) builds: images::Builds,
+    pub(crate) commits: reports::Commits,
+    pub(crate) polls: containers::Polls,
+    pub(crate) app_events: logs::AppEvents,
+    /// Told when an app came that must be watched for its client's silence.
+    pub(crate) liveness: Notify,
+    dispatcher: Dispatcher,
+    worker: OnceLock<Arc<dyn Worker>>,
+    random: Mutex<SystemEntropy>,
+    me: Weak<Control>,
+}
+
+impl Control {
+    /// Puts the control plane together. It serves nothing before [`Control::resume`].
+    pub fn start(config: ControlConfig, dependencies: Dependencies) -> Arc<Self> {
+        let Dependencies { store, logs, vault, objects, trees, blobs, builder, bundles, urls, clock } = dependencies;
+        let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
+        Arc::new_cyclic(|me| Self {
+            machine: config.machine.clone(),
+            config,
+            calls: shell::Calls::new(engine, store.clone(), clock.clone()),
+            store,
+            logs,
+            vault,
+            objects,
+            trees,
+            blobs,
+            builder,
+            bundles,
+            urls,
+            clock,
+            registry: registry::Registry::default(),
+            builds: images::Builds::default(),
+            commits: reports::Commits::default(),
+            polls: containers::Polls::default(),
+            app_events: logs::AppEvents::default(),
+            liveness: Notify::new(),
+            dispatcher: service::dispatcher(me.clone()),
+            worker: OnceLock::new(),
+            random: Mutex::default(),
+            me: me.clone(),
+        })
+    }
+
+    /// Takes up where the last server left: reads what is live from the store, gives the functions and the
+    /// unfinished calls to the engine. Call [`Control::adopt`] once the worker has its containers back.
+    pub async fn resume(self: &Arc<Self>, capacity: WorkerCapacity) -> Result<(), Error> {
+        self.resume_inner(capacity).await.map_err(|status| Error::internal(status.message))
+    }
+
+    async fn resume_inner(self: &Arc<Self>, capacity: WorkerCapacity) -> Result<(), Status> {
+        let environments = self.store.environments().list(WORKSPACE.into()).await.map_err(stored)?;
+        for row in environments {
+            let environment = registry::Environment { id: row.id, name: row.name.clone() };
+            self.registry.lock().environments.insert(row.name, environment);
+        }
+        if self.environment("").is_err() {
+            self.create_default_environment().await?;
+        }
+        self.end_cut_off_builds().await?;
+        self.calls.apply(self, |engine, now| Ok(engine.put_worker(capacity, now))).await?;
+        for row in self.store.apps().live().await.map_err(stored)? {
+            let app = row.id;
+            let environment = {
+                let live = self.registry.lock();
+                let found = live.environments.values().find(|e| e.id == row.environment_id);
+                found.map_or_else(String::new, |e| e.name.clone())
+            };
+            self.insert_app(row, environment);
+            for class in self.store.classes().of_app(app).await.map_err(stored)? {
+                let metadata = prost::Message::decode(class.metadata.as_slice()).unwrap_or_default();
+                self.registry.lock().classes.insert(class.id, registry::Class { metadata });
+            }
+            for function in self.load_functions(app).await? {
+                self.make_live(function).await?;
+            }
+        }
+        let recovered = self.store.read(|db| Ok(evoke_store::calls::recover(db)?)).await.map_err(stored)?;
+        self.calls.apply(self, |engine, now| Ok(engine.recover(recovered, now))).await
+    }
+
+    /// The worker has back what lived on: from now on containers are started and stopped, and time counts.
+    pub async fn adopt(self: &Arc<Self>, worker: Arc<dyn Worker>) -> Result<(), Error> {
+        let alive = worker.running().await;
+        let _ = self.worker.set(worker);
+        let adopted = self.calls.apply(self, |engine, now| Ok(engine.adopt(&alive, now))).await;
+        adopted.map_err(|status| Error::internal(status.message))?;
+        let stopping: Vec<_> = {
+            let live = self.registry.lock();
+            live.apps.values().filter(|app| app.stopping).map(|app| app.row.id).collect()
+        };
+        for app in stopping {
+            // The last server was told to stop it and did not get to the end.
+            let again = self.calls.stop_app(self, app).await;
+            again.map_err(|status| Error::internal(status.message))?;
+        }
+        self.spawn("engine-timer", |control| async move { control.calls.run_timer(control.clone()).await });
+        self.spawn("client-liveness", |control| async move { control.watch_clients().await });
+        Ok(())
+    }
+
+    /// Stops ephemeral apps whose client has gone silent. Sleeps until the next one can be due.
+    async fn watch_clients(self: Arc<Self>) {
+        loop {
+            let now = self.now();
+            let (silent, next) = {
+                let live = self.registry.lock();
+                let watched = live.apps.values().filter(|app| app.needs_client() && !app.stopping);
+                let due = |app: &registry::App| app.heard_at.plus_ms(apps::CLIENT_SILENCE_MS_MAX);
+                let (silent, waiting): (Vec<_>, Vec<_>) = watched.partition(|app| due(app) <= now);
+                let silent: Vec<_> = silent.iter().map(|app| app.row.id).collect();
+                (silent, waiting.into_iter().map(due).min())
+            };
+            for app in silent {
+                if let Err(status) = self.stop_app(app, "its client was not heard of for a minute").await {
+                    tracing::error!(%app, %status, "could not stop an app whose client is gone");
+                }
+            }
+            match next {
+                Some(at) => tokio::time::sleep(Duration::from_millis(at.since(now).max(1))).await,
+                None => self.liveness.notified().await,
+            }
+        }
+    }
+
+    /// Now.
+    pub(crate) fn now(&self) -> UnixMs {
+        self.clock.now()
+    }
+
+    /// Now, as the protocol's timestamp.
+    pub(crate) fn timestamp(&self) -> prost_types::Timestamp {
+        let now = self.now().0;
+        prost_types::Timestamp { seconds: (now / 1000) as i64, nanos: ((now % 1000) * 1_000_000) as i32 }
+    }
+
+    /// Randomness for ids.
+    pub(crate) fn entropy(&self) -> MutexGuard<'_, impl Entropy + use<>> {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine's agent. There is one before anything is started.
+    pub(crate) fn worker(&self) -> Arc<dyn Worker> {
+        self.worker.get().cloned().unwrap_or_else(|| Arc::new(NoWorker))
+    }
+
+    /// Runs `work` beside the caller. A panic in it is logged by the runtime and harms nobody else.
+    pub(crate) fn spawn<F, Fut>(&self, kind: &'static str, work: F)
+    where
+        F: FnOnce(Arc<Control>) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let Some(me) = self.me.upgrade() else { return };
+        tracing::trace!(kind, "task begins");
+        tokio::spawn(work(me));
+    }
+
+    /// The containers or the waiting inputs of a function changed.
+    pub(crate) fn pool_changed(&self, _function: FunctionId) {
+        // Nobody shows pools live yet; pages read them when they are looked at.
+    }
+}
+
+/// Stands in until the worker is there: nothing runs, so there is nothing to stop.
+struct NoWorker;
+
+#[async_trait::async_trait]
+impl Worker for NoWorker {
+    async fn assign(&self, _assignment: evoke_proto::worker::Assignment) -> Result<(), Error> {
+        Err(Error::new(evoke_core::ErrorCode::Unavailable, "the server is still starting"))
+    }
+    async fn stop(&self, _task: evoke_core::TaskId, _how: evoke_proto::worker::StopMode) {}
+    async fn running(&self) -> Vec<evoke_core::TaskId> {
+        Vec::new()
+    }
+    fn set_current_input(
+        &self,
+        _task: evoke_core::TaskId,
+        _current: Option<(evoke_core::CallId, evoke_core::InputId)>,
+    ) {
+    }
+}
+
+/// An id out of a request.
+pub(crate) fn parse_id<T: FromStr<Err = evoke_core::id::ParseIdError>>(text: &str) -> Result<T, Status> {
+    text.parse().map_err(|error: evoke_core::id::ParseIdError| Status::invalid(error.to_string()))
+}
+
+/// A failure of the store as callers see it.
+pub(crate) fn stored(error: StoreError) -> Status {
+    Error::from(error).into()
+}
+
+/// Runs blocking work off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(ended) => Err(Status::internal(format!("the work ended without a result: {ended}"))),
+    }
+}

@@ -20,6 +20,7 @@ pub fn write(files: Vec<FileDescriptorProto>, out: &Path) -> Result<(), String> 
     let rows = Rc::new(RefCell::new(Rows::default()));
     Config::new()
         .bytes(["."])
+        .btree_map(["."])
         .out_dir(out)
         .service_generator(Box::new(Table(rows.clone())))
         .compile_fds(FileDescriptorSet { file: files })

@@ -85,6 +85,22 @@ impl DispatcherBuilder {
         self
     }
 
+    /// Adds the handler of an RPC with one request and one reply that also wants the request's bytes, to keep
+    /// fields that this server does not know.
+    #[must_use]
+    pub fn unary_with_body<M, F, Fut>(mut self, _method: M, handler: F) -> Self
+    where
+        M: UnaryMethod,
+        F: Fn(CallContext, M::Request, Bytes) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, Status>> + Send + 'static,
+    {
+        self.handlers[M::RPC.index] = Handler::One(Box::new(move |context, body| {
+            let future = decode(body.clone()).map(|request| handler(context, request, body));
+            Box::pin(async move { Ok(Reply::Unary(encode(&future?.await?))) })
+        }));
+        self
+    }
+
     /// Adds the handler of an RPC with one request and a stream of replies.
     #[must_use]
     pub fn server_stream<M, F, Fut, S>(mut self, _method: M, handler: F) -> Self

@@ -1,6 +1,6 @@
 //! Images: what they were asked as, how far their build is, and what a container of theirs needs.
 
-use crate::sql::{exec, id, int, json, many, ms, one, to_json};
+use crate::sql::{exec, id, int, many, ms, one};
 use crate::{Store, StoreError};
 use evoke_core::{ImageId, UnixMs};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
@@ -8,8 +8,8 @@ use rusqlite::{Connection, Row, params};
 
 pub(crate) const SCHEMA: &str = "
 CREATE TABLE images (
-  id TEXT PRIMARY KEY, recipe_digest TEXT NOT NULL, state INTEGER NOT NULL, layers TEXT NOT NULL,
-  env TEXT NOT NULL, workdir TEXT NOT NULL, python_version TEXT NOT NULL, build_log TEXT,
+  id TEXT PRIMARY KEY, recipe_digest TEXT NOT NULL, state INTEGER NOT NULL, built TEXT NOT NULL,
+  build_log TEXT,
   error TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
   recipe BLOB NOT NULL, metadata BLOB NOT NULL
 ) WITHOUT ROWID;
@@ -17,8 +17,7 @@ CREATE INDEX images_by_recipe ON images (recipe_digest);
 CREATE INDEX images_building ON images (id) WHERE state = 0;
 ";
 
-const COLUMNS: &str = "id, recipe_digest, state, layers, env, workdir, python_version, build_log, error,
-  created_at, updated_at, recipe, metadata";
+const COLUMNS: &str = "id, recipe_digest, state, built, build_log, error, created_at, updated_at, recipe, metadata";
 
 /// How far the build of an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,14 +60,8 @@ pub struct ImageRow {
     pub recipe_digest: String,
     /// How far it is.
     pub state: ImageState,
-    /// Digests of its layers, bottom first; empty until it is ready.
-    pub layers: Vec<String>,
-    /// Environment variables that the image sets, in order.
-    pub env: Vec<(String, String)>,
-    /// The working directory that the image sets; empty for none.
-    pub workdir: String,
-    /// The Python inside, as `3.12`; empty where not known.
-    pub python_version: String,
+    /// What its containers need (layers, environment, Python), as control encodes it; empty until it is ready.
+    pub built: String,
     /// Where its build log is kept.
     pub build_log: Option<String>,
     /// Why the build failed; empty otherwise.
@@ -108,22 +101,18 @@ impl ImageWrite {
 fn put(conn: &Connection, row: &ImageRow) -> rusqlite::Result<usize> {
     exec(
         conn,
-        "INSERT INTO images (id, recipe_digest, state, layers, env, workdir, python_version, build_log, error,
+        "INSERT INTO images (id, recipe_digest, state, built, build_log, error,
            created_at, updated_at, recipe, metadata)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
          ON CONFLICT (id) DO UPDATE SET recipe_digest = excluded.recipe_digest, state = excluded.state,
-           layers = excluded.layers, env = excluded.env, workdir = excluded.workdir,
-           python_version = excluded.python_version, build_log = excluded.build_log,
+           built = excluded.built, build_log = excluded.build_log,
            error = excluded.error, updated_at = excluded.updated_at, recipe = excluded.recipe,
            metadata = excluded.metadata",
         params![
             row.id.to_string(),
             row.recipe_digest,
             row.state,
-            to_json(&row.layers)?,
-            to_json(&row.env)?,
-            row.workdir,
-            row.python_version,
+            row.built,
             row.build_log,
             row.error,
             int(row.created_at),
@@ -170,15 +159,12 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         id: id(row, 0)?,
         recipe_digest: row.get(1)?,
         state: row.get(2)?,
-        layers: json(row, 3)?,
-        env: json(row, 4)?,
-        workdir: row.get(5)?,
-        python_version: row.get(6)?,
-        build_log: row.get(7)?,
-        error: row.get(8)?,
-        created_at: ms(row, 9)?,
-        updated_at: ms(row, 10)?,
-        recipe: row.get(11)?,
-        metadata: row.get(12)?,
+        built: row.get(3)?,
+        build_log: row.get(4)?,
+        error: row.get(5)?,
+        created_at: ms(row, 6)?,
+        updated_at: ms(row, 7)?,
+        recipe: row.get(8)?,
+        metadata: row.get(9)?,
     })
 }

@@ -1,0 +1,335 @@
+//! Functions: announced, created with a definition, made live, looked up, bound to parameters.
+
+use crate::definition::{Definition, precreated_metadata};
+use crate::registry::Function;
+use crate::{Control, parse_id, stored};
+use bytes::Bytes;
+use evoke_core::{DefinitionId, FunctionId};
+use evoke_proto::{CallContext, Status, api};
+use evoke_store::{DefinitionRow, FunctionRow, FunctionWrite, Grade, Write};
+use prost::Message;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+impl Control {
+    pub(crate) async fn function_precreate(
+        self: Arc<Self>,
+        _context: CallContext,
+        request: api::FunctionPrecreateRequest,
+    ) -> Result<api::FunctionPrecreateResponse, Status> {
+        let app = self.app(&request.app_id)?;
+        let id = match request.existing_function_id.as_str() {
+            "" => FunctionId::new(self.now(), &mut *self.entropy()),
+            existing => parse_id(existing)?,
+        };
+        let handle_metadata = Some(precreated_metadata(app.row.id, &request));
+        Ok(api::FunctionPrecreateResponse { function_id: id.to_string(), handle_metadata })
+    }
+
+    pub(crate) async fn function_create(
+        self: Arc<Self>,
+        context: CallContext,
+        request: api::FunctionCreateRequest,
+        body: Bytes,
+    ) -> Result<api::FunctionCreateResponse, Status> {
+        let app = self.app(&request.app_id)?;
+        let definition = Definition::from_create_request(&body, &request)?;
+        if definition.function.function_name.is_empty() {
+            return Err(Status::invalid("The function has no name"));
+        }
+        let now = self.now();
+        let id = match request.existing_function_id.as_str() {
+            "" => FunctionId::new(now, &mut *self.entropy()),
+            existing => parse_id(existing)?,
+        };
+        let previous = self.registry.function(id);
+        if previous.as_ref().is_some_and(|function| function.app_id != app.row.id) {
+            return Err(Status::invalid(format!("{id} is a function of another app")));
+        }
+        let unsatisfiable = self.machine.refusal(&definition)?;
+        if let Some(reason) = &unsatisfiable {
+            context.warn(format!("{}: {reason}", definition.function.function_name));
+        }
+        let definition_id = DefinitionId::new(now, &mut *self.entropy());
+        let metadata = definition.metadata(app.row.id, definition_id);
+        let function = Function {
+            id,
+            app_id: app.row.id,
+            tag: definition.function.function_name.clone(),
+            definition_id,
+            generation: previous.as_ref().map_or(1, |function| function.generation + 1),
+            metadata: metadata.clone(),
+            base: None,
+            serialized_params: Bytes::new(),
+            unsatisfiable,
+            definition: Arc::new(definition),
+        };
+        let reply = api::FunctionCreateResponse {
+            function_id: id.to_string(),
+            function: Some(function.definition.function.clone()),
+            handle_metadata: Some(metadata.clone()),
+            function_data: Some(function.definition.data.clone()),
+            ..Default::default()
+        };
+        let writes = self.function_writes(&function, body, now);
+        self.commit(&context, writes, Grade::Synced, &reply).await?;
+        let builder = function.definition.function.is_builder_function;
+        self.registry.lock().functions.insert(id, Arc::new(function));
+        if builder {
+            // It is not published: the image build that asked for it is about to call it.
+            self.make_live(id).await?;
+        }
+        Ok(reply)
+    }
+
+    fn function_writes(&self, function: &Function, body: Bytes, now: evoke_core::UnixMs) -> Vec<Write> {
+        let metadata = function.metadata.encode_to_vec();
+        let define = DefinitionRow {
+            id: function.definition_id,
+            function_id: function.id,
+            created_at: now,
+            body: body.to_vec(),
+            metadata: metadata.clone(),
+        };
+        let row = FunctionRow {
+            id: function.id,
+            app_id: function.app_id,
+            tag: function.tag.clone(),
+            definition_id: Some(function.definition_id),
+            generation: function.generation,
+            created_at: now,
+            deleted_at: None,
+            base_id: None,
+            variant: None,
+            body: body.to_vec(),
+            metadata,
+        };
+        vec![FunctionWrite::Define(define).into(), FunctionWrite::Put(row).into()]
+    }
+
+    /// Gives a function to the scheduler: from now on its calls run.
+    pub(crate) async fn make_live(&self, id: FunctionId) -> Result<(), Status> {
+        let Some(function) = self.registry.function(id) else { return Ok(()) };
+        let mut conf =
+            function.definition.conf(id, function.app_id, function.definition_id, function.generation);
+        conf.unsatisfiable = function.unsatisfiable.clone();
+        self.calls.put_function(self, conf).await
+    }
+
+    pub(crate) async fn function_get(
+        self: Arc<Self>,
+        _context: CallContext,
+        request: api::FunctionGetRequest,
+    ) -> Result<api::FunctionGetResponse, Status> {
+        let environment = self.environment(&request.environment_name)?;
+        let live = self.registry.lock();
+        let app = live.deployed(environment.id, &request.app_name).ok_or_else(|| {
+            Status::not_found(format!(
+                "App '{}' is not deployed in environment '{}'. Deploy it with: evoke deploy FILE",
+                request.app_name, environment.name
+            ))
+        })?;
+        let found = app.functions.get(&request.object_tag).and_then(|id| live.functions.get(id));
+        let Some(function) = found else {
+            let status = Status::not_found(format!(
+                "App '{}' has no function '{}'",
+                request.app_name, request.object_tag
+            ));
+            let is_class = app.classes.contains_key(&request.object_tag);
+            return Err(if is_class { status.class_name_used() } else { status });
+        };
+        Ok(api::FunctionGetResponse {
+            function_id: function.id.to_string(),
+            handle_metadata: Some(function.metadata.clone()),
+            function: Some(function.definition.data.clone()),
+            ..Default::default()
+        })
+    }
+
+    pub(crate) async fn function_get_by_id(
+        self: Arc<Self>,
+        _context: CallContext,
+        request: api::FunctionGetByIdRequest,
+    ) -> Result<api::FunctionGetByIdResponse, Status> {
+        let function = self.function(&request.function_id)?;
+        Ok(api::FunctionGetByIdResponse {
+            function: Some(function.definition.data.clone()),
+            handle_metadata: Some(function.metadata.clone()),
+        })
+    }
+
+    /// The live function with this id.
+    pub(crate) fn function(&self, text: &str) -> Result<Arc<Function>, Status> {
+        let id: FunctionId = parse_id(text)?;
+        self.registry.function(id).ok_or_else(|| {
+            Status::not_found(format!("The function {id} does not exist: its app was stopped, or never ran here"))
+        })
+    }
+
+    pub(crate) async fn function_bind_params(
+        self: Arc<Self>,
+        context: CallContext,
+        request: api::FunctionBindParamsRequest,
+    ) -> Result<api::FunctionBindParamsResponse, Status> {
+        let base = self.function(&request.function_id)?;
+        let options = request.function_options.clone().unwrap_or_default();
+        if request.serialized_params.is_empty() && options == api::FunctionOptions::default() {
+            return Ok(bound_reply(&base));
+        }
+        let variant = variant_key(&request);
+        let id = bound_id(base.id, &variant);
+        if let Some(existing) = self.registry.function(id)
+            && existing.definition_id == base.definition_id
+        {
+            return Ok(bound_reply(&existing));
+        }
+        let function = variant_of(&base, id, &request.serialized_params, &options);
+        let row = FunctionRow {
+            id,
+            app_id: base.app_id,
+            tag: base.tag.clone(),
+            definition_id: Some(base.definition_id),
+            generation: base.generation,
+            created_at: self.now(),
+            deleted_at: None,
+            base_id: Some(base.id),
+            variant: Some(variant),
+            body: request.encode_to_vec(),
+            metadata: function.metadata.encode_to_vec(),
+        };
+        let reply = bound_reply(&function);
+        self.commit(&context, vec![FunctionWrite::Put(row).into()], Grade::Synced, &reply).await?;
+        self.registry.lock().functions.insert(id, Arc::new(function));
+        self.make_live(id).await?;
+        Ok(reply)
+    }
+
+    /// Rebuilds the live functions of an app from the store, at start.
+    pub(crate) async fn load_functions(&self, app: evoke_core::AppId) -> Result<Vec<FunctionId>, Status> {
+        let rows = self.store.functions().of_app(app).await.map_err(stored)?;
+        let (bases, variants): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.base_id.is_none());
+        let mut loaded = Vec::new();
+        for row in bases {
+            let Some(definition_id) = row.definition_id else { continue };
+            let definition = Definition::from_stored(&Bytes::from(row.body))?;
+            let unsatisfiable = self.machine.refusal(&definition)?;
+            let function = Function {
+                id: row.id,
+                app_id: row.app_id,
+                tag: row.tag,
+                definition_id,
+                generation: row.generation,
+                metadata: definition.metadata(row.app_id, definition_id),
+                base: None,
+                serialized_params: Bytes::new(),
+                unsatisfiable,
+                definition: Arc::new(definition),
+            };
+            loaded.push(function.id);
+            self.registry.lock().functions.insert(function.id, Arc::new(function));
+        }
+        for row in variants {
+            let Some(base) = row.base_id.and_then(|id| self.registry.function(id)) else { continue };
+            let request = api::FunctionBindParamsRequest::decode(row.body.as_slice())
+                .map_err(|error| Status::new(evoke_proto::Code::DataLoss, format!("stored variant: {error}")))?;
+            let options = request.function_options.clone().unwrap_or_default();
+            let function = variant_of(&base, row.id, &request.serialized_params, &options);
+            loaded.push(function.id);
+            self.registry.lock().functions.insert(function.id, Arc::new(function));
+        }
+        Ok(loaded)
+    }
+}
+
+fn bound_reply(function: &Function) -> api::FunctionBindParamsResponse {
+    api::FunctionBindParamsResponse {
+        bound_function_id: function.id.to_string(),
+        handle_metadata: Some(function.metadata.clone()),
+    }
+}
+
+/// What tells a variant from others of the same base.
+fn variant_key(request: &api::FunctionBindParamsRequest) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    hash.update((request.serialized_params.len() as u64).to_le_bytes());
+    hash.update(&request.serialized_params);
+    hash.update(request.function_options.clone().unwrap_or_default().encode_to_vec());
+    hash.finalize().to_vec()
+}
+
+/// The same base, parameters and options give the same id, as the client expects.
+fn bound_id(base: FunctionId, variant: &[u8]) -> FunctionId {
+    let digest = Sha256::new().chain_update(base.suffix()).chain_update(variant).finalize();
+    let mut bits = [0u8; 16];
+    bits.copy_from_slice(&digest[..16]);
+    FunctionId::from_bits(u128::from_be_bytes(bits))
+}
+
+/// A variant of `base`: its own pool, its options over the base's settings.
+fn variant_of(base: &Function, id: FunctionId, params: &Bytes, options: &api::FunctionOptions) -> Function {
+    let mut definition = (*base.definition).clone();
+    let patch = apply_options(&mut definition.function, options);
+    if patch != api::Function::default() {
+        // Protobuf merges what is appended into what is there, field by field.
+        let mut raw = definition.raw.to_vec();
+        raw.extend_from_slice(&patch.encode_to_vec());
+        definition.raw = raw.into();
+    }
+    let mut metadata = base.metadata.clone();
+    metadata.base_function_id = base.id.to_string();
+    Function {
+        id,
+        metadata,
+        base: Some(base.id),
+        serialized_params: params.clone(),
+        definition: Arc::new(definition),
+        ..base.clone()
+    }
+}
+
+/// Applies options to `function` and gives the same changes as a message to append for the container.
+fn apply_options(function: &mut api::Function, options: &api::FunctionOptions) -> api::Function {
+    let mut patch = api::Function::default();
+    let mut set = |apply: &dyn Fn(&mut api::Function)| {
+        apply(function);
+        apply(&mut patch);
+    };
+    if let Some(seconds) = options.timeout_secs {
+        set(&|f| f.timeout_secs = seconds);
+    }
+    if let Some(count) = options.max_concurrent_inputs {
+        set(&|f| f.max_concurrent_inputs = count);
+    }
+    if let Some(count) = options.target_concurrent_inputs {
+        set(&|f| f.target_concurrent_inputs = count);
+    }
+    if let Some(size) = options.batch_max_size {
+        set(&|f| f.batch_max_size = size);
+    }
+    if let Some(linger) = options.batch_linger_ms {
+        set(&|f| f.batch_linger_ms = linger);
+    }
+    if let Some(policy) = options.retry_policy {
+        set(&|f| f.retry_policy = Some(policy));
+    }
+    let mut autoscaler = function.autoscaler_settings.unwrap_or_default();
+    autoscaler.min_containers = options.warm_pool_size.or(autoscaler.min_containers);
+    autoscaler.max_containers = options.concurrency_limit.or(autoscaler.max_containers);
+    autoscaler.buffer_containers = options.buffer_containers.or(autoscaler.buffer_containers);
+    autoscaler.scaledown_window = options.task_idle_timeout_secs.or(autoscaler.scaledown_window);
+    function.autoscaler_settings = Some(autoscaler);
+    if let Some(asked) = &options.resources {
+        let mut resources = function.resources.clone().unwrap_or_default();
+        let keep = |new: u32, old: u32| if new > 0 { new } else { old };
+        resources.memory_mb = keep(asked.memory_mb, resources.memory_mb);
+        resources.memory_mb_max = keep(asked.memory_mb_max, resources.memory_mb_max);
+        resources.milli_cpu = keep(asked.milli_cpu, resources.milli_cpu);
+        resources.milli_cpu_max = keep(asked.milli_cpu_max, resources.milli_cpu_max);
+        resources.gpu_config = asked.gpu_config.clone().or(resources.gpu_config);
+        function.resources = Some(resources);
+    }
+    if options.replace_secret_ids {
+        function.secret_ids.clone_from(&options.secret_ids);
+    }
+    patch
+}

@@ -1,0 +1,104 @@
+//! What the control plane asks of rooms that it does not know: image builds, client bundles, addresses. The
+//! binary puts the pieces together.
+
+use async_trait::async_trait;
+use evoke_core::{AppId, BlobId, Error, ImageId};
+use evoke_proto::api;
+use evoke_proto::worker::LayerRef;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Addresses that clients and containers are given. `origin` is the base address by which the caller reached
+/// the server, without a slash at the end.
+pub trait Urls: Send + Sync {
+    /// The page of an app.
+    fn app(&self, origin: &str, app: AppId) -> String;
+    /// Where the whole of a blob is put in one request.
+    fn blob_put(&self, origin: &str, blob: BlobId) -> String;
+    /// Where part `number` (from 1) of a blob is put.
+    fn blob_part(&self, origin: &str, blob: BlobId, number: u32) -> String;
+    /// Where the end of an upload in parts is told.
+    fn blob_complete(&self, origin: &str, blob: BlobId) -> String;
+    /// Where a blob is read.
+    fn blob_get(&self, origin: &str, blob: BlobId) -> String;
+}
+
+/// A built image, as the containers of its functions need it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuiltImage {
+    /// Its layers, bottom first.
+    pub layers: Vec<StoredLayer>,
+    /// Environment variables that it sets, in order.
+    pub env: Vec<(String, String)>,
+    /// Its working folder; empty for none.
+    pub workdir: String,
+    /// The Python inside, as `3.11.2`; empty where there is none.
+    pub python: String,
+    /// The program that `python` means inside; empty where there is none.
+    pub python_path: String,
+    /// `glibc 2.36` or `musl 1.2`; empty where not known.
+    pub libc: String,
+    /// The builder version that it was made with.
+    pub builder_version: String,
+    /// What the builder itself needs to build on top of it; opaque here.
+    pub spec: String,
+}
+
+/// [`LayerRef`] as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredLayer {
+    /// The folder.
+    pub path: String,
+    /// The host's user and group whose files appear as root's; none where ids are the container's own.
+    pub single: Option<(u32, u32)>,
+}
+
+impl From<&StoredLayer> for LayerRef {
+    fn from(layer: &StoredLayer) -> Self {
+        use evoke_proto::worker::LayerOwner;
+        let owner = layer.single.map_or(LayerOwner::Canonical, |(uid, gid)| LayerOwner::Single { uid, gid });
+        LayerRef { path: layer.path.clone().into(), owner }
+    }
+}
+
+/// An image to build.
+pub struct BuildRequest {
+    /// The image's id.
+    pub image_id: ImageId,
+    /// The recipe as the client sent it.
+    pub image: api::Image,
+    /// The builder version asked for.
+    pub builder_version: String,
+    /// Images that the recipe builds on, by the name it gives them.
+    pub bases: Vec<(String, BuiltImage)>,
+    /// Build secrets, for the environment of its steps only.
+    pub secrets: Vec<(String, String)>,
+    /// Files of the context mount: path, digest, mode; and a folder with them.
+    pub context: Option<(Vec<api::MountFile>, std::path::PathBuf)>,
+    /// Do not use cached layers.
+    pub force: bool,
+    /// Called with each piece of the build's log: file descriptor (1 or 2) and text.
+    pub log: Arc<dyn Fn(i32, &str) + Send + Sync>,
+}
+
+/// Builds images.
+#[async_trait]
+pub trait ImageBuilder: Send + Sync {
+    /// Builds an image, or finds it in the cache. Dropping the future stops the build and leaves nothing.
+    async fn build(&self, request: BuildRequest) -> Result<BuiltImage, Error>;
+
+    /// A folder in which a layer of this digest-like name may be put by a container's commit.
+    fn layer_path(&self, name: &str) -> std::path::PathBuf;
+
+    /// `base` with one more layer, which a container committed there.
+    async fn with_layer(&self, base: &BuiltImage, layer: &str) -> Result<BuiltImage, Error>;
+}
+
+/// Supplies the official client's packages for containers.
+#[async_trait]
+pub trait Bundles: Send + Sync {
+    /// The packages of the client of this version, as a layer.
+    async fn client(&self, version: &str) -> Result<LayerRef, Error>;
+    /// What those packages depend on, for an image, as a layer; none where the image contains them itself.
+    async fn dependencies(&self, image: &BuiltImage) -> Result<Option<LayerRef>, Error>;
+}

@@ -1,0 +1,130 @@
+//! The table of what is served: every RPC with its handler. What is not here answers UNIMPLEMENTED by name.
+
+use crate::Control;
+use bytes::Bytes;
+use evoke_engine::Direction;
+use evoke_proto::api::rpc;
+use evoke_proto::{CallContext, Dispatcher, Reply, Service, Status, api};
+use std::sync::{Arc, Weak};
+
+/// Handlers that get the context and the decoded request.
+macro_rules! serve {
+    ($builder:ident, $me:ident, { $($method:ident => $handler:ident,)* }) => {
+        $(let $builder = {
+            let me = $me.clone();
+            $builder.unary(rpc::$method, move |context, request| {
+                let me = me.clone();
+                async move { alive(&me)?.$handler(context, request).await }
+            })
+        };)*
+    };
+}
+
+fn alive(me: &Weak<Control>) -> Result<Arc<Control>, Status> {
+    me.upgrade().ok_or_else(|| Status::unavailable("The server is shutting down"))
+}
+
+/// The dispatcher over all handlers of `me`.
+pub(crate) fn dispatcher(me: Weak<Control>) -> Dispatcher {
+    let builder = Dispatcher::builder();
+    serve!(builder, me, {
+        AppClientDisconnect => app_client_disconnect,
+        AppCreate => app_create,
+        AppGetByDeploymentName => app_get_by_deployment_name,
+        AppGetLayout => app_get_layout,
+        AppGetLifecycle => app_get_lifecycle,
+        AppHeartbeat => app_heartbeat,
+        AppList => app_list,
+        AppPublish => app_publish,
+        AppStop => app_stop,
+        BlobCreate => blob_create,
+        BlobGet => blob_get,
+        ClassCreate => class_create,
+        ClassGet => class_get,
+        ClientHello => client_hello,
+        ContainerHeartbeat => container_heartbeat,
+        ContainerHello => container_hello,
+        ContainerStop => container_stop,
+        EnvironmentGetOrCreate => environment_get_or_create,
+        EnvironmentList => environment_list,
+        FunctionBindParams => function_bind_params,
+        FunctionCallCancel => function_call_cancel,
+        FunctionCallFromId => function_call_from_id,
+        FunctionCallGetInfo => function_call_get_info,
+        FunctionCallPutDataOut => put_data_out,
+        FunctionFinishInputs => function_finish_inputs,
+        FunctionGet => function_get,
+        FunctionGetById => function_get_by_id,
+        FunctionGetCurrentStats => function_get_current_stats,
+        FunctionGetDynamicConcurrency => function_get_dynamic_concurrency,
+        FunctionGetInputs => function_get_inputs,
+        FunctionGetOutputs => function_get_outputs,
+        FunctionMap => function_map,
+        FunctionPrecreate => function_precreate,
+        FunctionPutInputs => function_put_inputs,
+        FunctionPutOutputs => function_put_outputs,
+        ImageFromId => image_from_id,
+        ImageGetOrCreate => image_get_or_create,
+        MountBatchedCheckExistence => mount_batched_check_existence,
+        MountGetOrCreate => mount_get_or_create,
+        MountPutFile => mount_put_file,
+        SecretGetOrCreate => secret_get_or_create,
+        TaskList => task_list,
+        TaskResult => task_result,
+    });
+    let builder = {
+        let me = me.clone();
+        builder.unary_with_body(rpc::FunctionCreate, move |context, request, body| {
+            let me = me.clone();
+            async move { alive(&me)?.function_create(context, request, body).await }
+        })
+    };
+    let streams = me.clone();
+    let builder = builder.server_stream(rpc::AppGetLogs, move |context, request| {
+        let me = streams.clone();
+        async move { alive(&me)?.app_get_logs(context, request).await }
+    });
+    let streams = me.clone();
+    let builder = builder.server_stream(rpc::ImageJoinStreaming, move |context, request| {
+        let me = streams.clone();
+        async move { alive(&me)?.image_join_streaming(context, request).await }
+    });
+    let streams = me.clone();
+    let builder = builder.server_stream(rpc::FunctionCallGetDataOut, move |_context, request| {
+        let me = streams.clone();
+        async move { alive(&me)?.chunk_stream(request, Direction::Out).await }
+    });
+    let streams = me;
+    builder
+        .server_stream(rpc::FunctionCallGetDataIn, move |_context, request| {
+            let me = streams.clone();
+            async move { alive(&me)?.chunk_stream(request, Direction::In).await }
+        })
+        .build()
+}
+
+impl Control {
+    /// Serves one call. A request that the client says it repeats gets the answer it got before, if there
+    /// was one.
+    pub(crate) async fn serve(&self, context: CallContext, body: Bytes) -> Result<Reply, Status> {
+        context.rpc.authorize(&context.principal)?;
+        if let Some(answer) = self.answered_before(&context).await? {
+            return Ok(Reply::Unary(answer));
+        }
+        self.dispatcher.call(context, body).await
+    }
+
+    /// The RPCs that are served, in the order of the table.
+    pub fn served() -> Vec<&'static str> {
+        dispatcher(Weak::new()).served().map(|rpc| rpc.name).collect()
+    }
+
+    pub(crate) async fn client_hello(
+        self: Arc<Self>,
+        _context: CallContext,
+        _request: (),
+    ) -> Result<api::ClientHelloResponse, Status> {
+        let image_builder_version = self.config.builder_version.clone();
+        Ok(api::ClientHelloResponse { image_builder_version, ..Default::default() })
+    }
+}

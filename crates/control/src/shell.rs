@@ -1,0 +1,227 @@
+//! The async shell around the engine: takes its decisions one at a time under a lock, hands their writes to
+//! the store in the same order, performs their effects, and wakes it when one of its deadlines is due.
+//!
+//! A reply leaves only after the writes of its own decision are stored, and a reply that only reads leaves
+//! only after everything the engine knew at that moment is stored. So nobody ever sees what a crash could
+//! still take back.
+
+use crate::wakers::Wakers;
+use crate::{Control, stored};
+use evoke_core::{AppId, CallId, Clock, TaskId, UnixMs};
+use evoke_engine::{Effect, Engine, FunctionConf, StopHow, Step};
+use evoke_proto::worker::StopMode;
+use evoke_proto::{CallContext, Status};
+use evoke_store::{Grade, IdempotencyRow, Store, Ticket, Write};
+use prost::Message;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// The engine and those who wait for it.
+pub(crate) struct Calls {
+    engine: Mutex<Engine>,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    /// Waiting `FunctionGetOutputs` and chunk streams.
+    pub(crate) calls: Wakers<CallId>,
+    /// Waiting `FunctionGetInputs`.
+    pub(crate) tasks: Wakers<TaskId>,
+    /// Held `ContainerHeartbeat`s.
+    pub(crate) heartbeats: Wakers<TaskId>,
+    /// The deadline that the timer task sleeps for (Unix ms); `u64::MAX` for none.
+    armed: AtomicU64,
+    rearm: Notify,
+}
+
+impl Calls {
+    pub(crate) fn new(engine: Engine, store: Store, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            engine: Mutex::new(engine),
+            store,
+            clock,
+            calls: Wakers::default(),
+            tasks: Wakers::default(),
+            heartbeats: Wakers::default(),
+            armed: AtomicU64::new(u64::MAX),
+            rearm: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads from the engine. Pair with [`Calls::settled`] before a reply built on it leaves.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Engine) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// Reads from the engine where reading notes something (a call was asked about). No decision is made.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Engine) -> T) -> T {
+        look(&mut self.lock())
+    }
+
+    /// Waits until everything that the engine has decided so far is stored.
+    pub(crate) async fn settled(&self) -> Result<(), Status> {
+        self.store.committed(self.store.last_submitted()).await.map_err(stored)
+    }
+
+    /// Takes a decision. The returned ticket resolves once its writes are stored; effects are under way.
+    pub(crate) fn decide<T>(
+        &self,
+        control: &Control,
+        decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
+        more: impl FnOnce(&T) -> Vec<Write>,
+    ) -> Result<(T, Ticket), Status> {
+        let (reply, effects, ticket, deadline) = {
+            let mut engine = self.lock();
+            let step = decide(&mut engine, self.clock.now())?;
+            let mut writes: Vec<Write> = step.writes.into_iter().map(Write::from).collect();
+            writes.extend(more(&step.reply));
+            // Inside the lock: the order of decisions is the order of writes.
+            let ticket = self.store.submit(writes, step.grade);
+            (step.reply, step.effects, ticket, engine.next_deadline())
+        };
+        for effect in effects {
+            self.perform(control, effect);
+        }
+        if deadline.is_some_and(|at| at.0 < self.armed.load(Ordering::Acquire)) {
+            self.rearm.notify_one();
+        }
+        Ok((reply, ticket))
+    }
+
+    /// Takes a decision and waits until it is stored.
+    pub(crate) async fn apply<T>(
+        &self,
+        control: &Control,
+        decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
+    ) -> Result<T, Status> {
+        let (reply, ticket) = self.decide(control, decide, |_| Vec::new())?;
+        ticket.await.map_err(stored)?;
+        Ok(reply)
+    }
+
+    /// Takes a decision for a client's request: what it answers is stored with its effect, so that the same
+    /// request sent again has no second one.
+    pub(crate) async fn answer<T, R: Message>(
+        &self,
+        control: &Control,
+        context: &CallContext,
+        decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
+        reply: impl FnOnce(&T) -> R,
+    ) -> Result<R, Status> {
+        let now = self.clock.now();
+        let mut answer = None;
+        let (_, ticket) = self.decide(control, decide, |value| {
+            let message = reply(value);
+            let kept = context.idempotency_key().map(|key| {
+                let (key, rpc) = (key.to_string(), context.rpc.name.to_string());
+                IdempotencyRow { key, rpc, reply: message.encode_to_vec(), at: now }.into()
+            });
+            answer = Some(message);
+            kept.into_iter().collect()
+        })?;
+        ticket.await.map_err(stored)?;
+        answer.ok_or_else(|| Status::internal("the decision gave no answer"))
+    }
+
+    fn perform(&self, control: &Control, effect: Effect) {
+        match effect {
+            Effect::WakeCall(call) => self.calls.wake(call),
+            Effect::WakeTask(task) => self.tasks.wake(task),
+            Effect::WakeHeartbeat(task) => self.heartbeats.wake(task),
+            Effect::CurrentInput { task, current } => control.worker().set_current_input(task, current),
+            Effect::PoolChanged(function) => control.pool_changed(function),
+            Effect::AppIdle(app) => control.spawn("app-stopped", move |control| async move {
+                if let Err(status) = control.app_stopped(app).await {
+                    tracing::error!(%app, %status, "could not record that the app has stopped");
+                }
+            }),
+            Effect::StartContainer { task, function_id, definition_id, reason, .. } => {
+                control.spawn("launch", move |control| async move {
+                    control.launch(task, function_id, definition_id, reason).await;
+                });
+            }
+            Effect::StopContainer { task, how, reason } => {
+                let how = match how {
+                    StopHow::Interrupt { grace_ms } => StopMode::Interrupt { grace_ms },
+                    StopHow::Kill => StopMode::Kill,
+                };
+                tracing::debug!(%task, ?how, reason, "stopping container");
+                control.spawn("stop", move |control| async move { control.worker().stop(task, how).await });
+            }
+        }
+    }
+
+    /// Wakes the engine at its deadlines. Ends with the server.
+    pub(crate) async fn run_timer(&self, control: Arc<Control>) {
+        loop {
+            let deadline = self.look(Engine::next_deadline);
+            self.armed.store(deadline.map_or(u64::MAX, |at| at.0), Ordering::Release);
+            // A deadline that came in between the look and the store has notified by now or is seen here.
+            let wait = match self.look(Engine::next_deadline) {
+                Some(at) => Duration::from_millis(at.since(self.clock.now())),
+                None => Duration::MAX,
+            };
+            if !wait.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = self.rearm.notified() => continue,
+                }
+            }
+            if let Err(status) = self.apply(&control, |engine, now| Ok(engine.tick(now))).await {
+                tracing::error!(%status, "the store refused the engine's timed decisions");
+            }
+        }
+    }
+
+    pub(crate) async fn put_function(&self, control: &Control, conf: FunctionConf) -> Result<(), Status> {
+        self.apply(control, |engine, now| Ok(engine.put_function(conf, now))).await
+    }
+
+    pub(crate) async fn stop_app(&self, control: &Control, app: AppId) -> Result<(), Status> {
+        self.apply(control, |engine, now| Ok(engine.stop_app(app, now))).await
+    }
+
+    pub(crate) fn app_is_idle(&self, app: AppId) -> bool {
+        self.look(|engine| engine.app_is_idle(app))
+    }
+
+    pub(crate) fn containers_of(&self, app: AppId) -> usize {
+        self.look(|engine| engine.task_infos(Some(app)).len())
+    }
+}
+
+impl Control {
+    /// Stores writes that no client waits for with an answer of its own.
+    pub(crate) async fn submit(&self, writes: Vec<Write>, grade: Grade) -> Result<(), Status> {
+        self.store.submit(writes, grade).await.map_err(stored)
+    }
+
+    /// Stores writes together with the answer to the request that caused them.
+    pub(crate) async fn commit<R: Message>(
+        &self,
+        context: &CallContext,
+        mut writes: Vec<Write>,
+        grade: Grade,
+        reply: &R,
+    ) -> Result<(), Status> {
+        if let Some(key) = context.idempotency_key() {
+            let (key, rpc) = (key.to_string(), context.rpc.name.to_string());
+            writes.push(IdempotencyRow { key, rpc, reply: reply.encode_to_vec(), at: self.now() }.into());
+        }
+        self.submit(writes, grade).await
+    }
+
+    /// The answer that a request got before, if the client sends it again.
+    pub(crate) async fn answered_before(&self, context: &CallContext) -> Result<Option<bytes::Bytes>, Status> {
+        let repeated = context.header("x-retry-attempt").is_some_and(|attempt| attempt != "0");
+        let Some(key) = context.idempotency_key().filter(|_| repeated) else { return Ok(None) };
+        // What the first try decided is submitted; it counts once it is stored.
+        self.calls.settled().await?;
+        let reply = self.store.idempotent_reply(key.to_string(), context.rpc.name.to_string(), self.now()).await.map_err(stored)?;
+        Ok(reply.map(Into::into))
+    }
+}
