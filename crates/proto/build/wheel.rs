@@ -97,8 +97,8 @@ fn cache_folders(manifest: &Path) -> Vec<PathBuf> {
         .filter(|path| path.is_absolute())
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
         .map(|cache| cache.join("evoke"));
-    let repository = manifest.join("../../.cache");
-    user.into_iter().chain([repository]).collect()
+    let repository = manifest.ancestors().nth(2).map(|root| root.join(".cache"));
+    user.into_iter().chain(repository).collect()
 }
 
 /// Saves the wheel in the first cache that can be written. Failing to is not an error: the next build
@@ -127,7 +127,7 @@ fn download(lock: &Lock, folder: &Path) -> Result<Vec<u8>, Vec<String>> {
     for python in ["python3", "python"] {
         let mut pip = Command::new(python);
         pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"])
-            .args(["--ignore-requires-python", "--disable-pip-version-check", "--dest"])
+            .args(["--ignore-requires-python", "--disable-pip-version-check", "--retries=1", "--dest"])
             .arg(folder)
             .arg(format!("modal=={}", lock.version))
             .env("PIP_REQUIRE_VIRTUALENV", "0");

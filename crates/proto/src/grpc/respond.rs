@@ -37,7 +37,7 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 pub struct GrpcBody {
     /// What is ready to be sent.
     ready: VecDeque<Frame<Bytes>>,
-    source: Option<Source>,
+    source: Option<Box<Source>>,
 }
 
 /// Where further messages come from.
@@ -128,7 +128,7 @@ pub fn stream(
     deadline: Option<Instant>,
 ) -> Response<GrpcBody> {
     let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
-    respond(GrpcBody { ready: VecDeque::new(), source: Some(Source { stream, context, deadline }) })
+    respond(GrpcBody { ready: VecDeque::new(), source: Some(Box::new(Source { stream, context, deadline })) })
 }
 
 /// The answer of a call that failed before its first message: only a head.
