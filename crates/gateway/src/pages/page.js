@@ -1,10 +1,12 @@
 (() => {
-  const local = () => {
+  const end = (log) => log.scrollHeight - log.clientHeight;
+  const local = (scrolled) => {
     for (const time of document.querySelectorAll("time")) {
       time.title = time.textContent;
       time.textContent = new Date(time.dateTime).toLocaleString();
     }
-    for (const log of document.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
+    const log = document.querySelector(".log");
+    if (log) log.scrollTop = scrolled ?? end(log);
   };
   local();
   const again = async () => {
@@ -15,8 +17,10 @@
       const answer = busy ? null : await fetch(location.href);
       if (answer && answer.ok) {
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+        const log = document.querySelector(".log");
+        const scrolled = log && log.scrollTop < end(log) - 4 ? log.scrollTop : undefined;
         live.replaceWith(page.getElementById("live"));
-        local();
+        local(scrolled);
       }
     } finally {
       setTimeout(again, 3000);
