@@ -26,11 +26,7 @@ pub(crate) fn start(data: &DataFolder) -> Result<Access> {
         Err(error) => return Err(error),
     }
     let ready = launch(data, &["--any-port"])?;
-    let stop = if data.path() == std::path::Path::new("/var/lib/evoke") {
-        "evoke down".to_owned()
-    } else {
-        format!("evoke down --data {}", data.path().display())
-    };
+    let stop = format!("evoke down{}", data.option());
     eprintln!("{ready} in the background; `{stop}` ends it");
     access(data)
 }

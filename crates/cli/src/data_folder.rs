@@ -68,6 +68,14 @@ impl DataFolder {
         Ok(Self::at(SYSTEM_FOLDER))
     }
 
+    /// What to add to a command so that it means this folder: nothing for the system's.
+    pub(crate) fn option(&self) -> String {
+        if self.root == Path::new(SYSTEM_FOLDER) {
+            return String::new();
+        }
+        format!(" --data {}", crate::env::quoted(&self.root.to_string_lossy()))
+    }
+
     /// The folder's path.
     pub(crate) fn path(&self) -> &Path {
         &self.root

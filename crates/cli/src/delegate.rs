@@ -3,13 +3,14 @@
 //! The interpreter replaces this process, so that signals, the terminal and the exit code are the client's own.
 
 use crate::background;
+use crate::client_bundle;
 use crate::data_folder::DataFolder;
 use crate::interpreter::{CLIENT_VERSION, Client, Interpreter};
 use crate::local::{Access, access, is_no_server, no_server};
 use crate::names;
 use crate::nearest::nearest;
 use anyhow::{Context, Result};
-use clap::CommandFactory;
+use clap::Parser;
 use evoke_core::Error;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -44,6 +45,9 @@ const NEED_NONE: [&str; 6] = ["profile", "config", "token", "skills", "setup", "
 /// Our verbs that a person may mean.
 const OURS: [&str; 6] = ["up", "down", "status", "env", "doctor", "explain"];
 
+/// Runs the official CLI as `python -m modal` does, but under our name, so that its usage lines are right.
+const ENTRY: &str = "import sys; sys.argv[0] = 'evoke'; from modal.__main__ import main; main()";
+
 /// Runs the official verb `words[0]` with its arguments.
 pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode> {
     let verb = words.first().and_then(|w| w.to_str()).unwrap_or_default().to_owned();
@@ -51,30 +55,28 @@ pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode>
     let data = DataFolder::locate(data)?;
     let folder = std::env::current_dir().context("reading the working directory")?;
     let interpreter = Interpreter::find(&folder)?;
-    let bundle = client_path(&interpreter)?;
+    let client = interpreter.client()?;
     let access = access_for(&data, &verb, &words)?;
+    let bundle = client_path(&interpreter, &client)?;
     let mut command = Command::new(&interpreter.executable);
-    command.args(["-m", "modal"]).args(&words);
+    command.args(["-c", ENTRY]).args(&words);
     set_environment(&mut command, access.as_ref(), bundle.as_deref())?;
     let error = command.exec();
     Err(error).with_context(|| format!("running {}", interpreter.executable.display()))
 }
 
 /// `evoke help VERB`: our own help, or the official CLI's.
-pub(crate) fn help(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode> {
-    let mut ours = crate::args::Cli::command();
-    match words.first().and_then(|w| w.to_str()) {
-        None => ours.print_help()?,
-        Some(verb) if OURS.contains(&verb) => {
-            if let Some(found) = ours.find_subcommand_mut(verb) {
-                found.print_help()?;
-            }
-        }
-        Some(_) => {
-            let mut words = words;
-            words.push("--help".into());
-            return run(data, words);
-        }
+pub(crate) fn help(data: Option<&Path>, words: &[OsString]) -> Result<ExitCode> {
+    let verb = words.first().and_then(|w| w.to_str()).unwrap_or_default();
+    let mut words = words.to_vec();
+    words.push("--help".into());
+    if !verb.is_empty() && !OURS.contains(&verb) {
+        return run(data, words);
+    }
+    words.insert(0, "evoke".into());
+    // Asking for help is an "error" to the parser: the help itself.
+    if let Err(help) = crate::args::Cli::try_parse_from(words) {
+        help.print()?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -102,8 +104,9 @@ fn access_for(data: &DataFolder, verb: &str, words: &[OsString]) -> Result<Optio
         Err(_) if !rustix::process::geteuid().is_root() => {
             let mut error = no_server(data);
             error.hint = Some(format!(
-                "starting one needs root: sudo evoke up --detach\n(what runs in its containers has no rights on \
+                "starting one needs root: sudo evoke up --detach{}\n(what runs in its containers has no rights on \
                  this machine); then run this again: evoke {}",
+                data.option(),
                 words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
             ));
             Err(error.into())
@@ -117,23 +120,27 @@ fn asks_for_help(words: &[OsString]) -> bool {
 }
 
 /// The folders of Evoke's client bundle, if the interpreter's own client is not used.
-fn client_path(interpreter: &Interpreter) -> Result<Option<Vec<PathBuf>>> {
-    let client = interpreter.client()?;
-    if client == Client::Own {
-        return Ok(None);
+fn client_path(interpreter: &Interpreter, client: &Client) -> Result<Option<Vec<PathBuf>>> {
+    let python = interpreter.executable.display();
+    match client {
+        Client::Own => return Ok(None),
+        Client::Bundle => {}
+        Client::BundleInsteadOf(version) => {
+            eprintln!(
+                "evoke: {python} has client {version}, which this server does not know; using {CLIENT_VERSION}"
+            );
+        }
     }
-    if let Client::BundleInsteadOf(version) = &client {
-        eprintln!("evoke: {} has client {version}; using {CLIENT_VERSION}", interpreter.executable.display());
+    match client_bundle::folders(interpreter) {
+        Ok(folders) => Ok(Some(folders)),
+        Err(error) => {
+            let what = format!(
+                "{python} has no usable client package, and Evoke's own could not be made: {error:#}"
+            );
+            let mend = format!("install it yourself: {python} -m pip install modal=={CLIENT_VERSION}");
+            Err(Error::precondition(what).with_hint(mend).into())
+        }
     }
-    crate::client_bundle::folders(interpreter).map(Some).map_err(|error| {
-        let python = interpreter.executable.display();
-        error.context(
-            Error::precondition(format!(
-                "{python} has no usable client package, and Evoke's own could not be made"
-            ))
-            .with_hint(format!("install it yourself: {python} -m pip install modal=={CLIENT_VERSION}")),
-        )
-    })
 }
 
 /// The client's environment: the server and its token, and nothing of a Modal account beside it.

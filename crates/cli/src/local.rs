@@ -156,7 +156,7 @@ fn connect(data: &DataFolder) -> Result<UnixStream> {
 pub(crate) fn no_server(data: &DataFolder) -> Error {
     let what = format!("no server is up on {}", data.path().display());
     let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
-    Error::new(ErrorCode::Unavailable, what).with_hint(format!("start one: {sudo}evoke up"))
+    Error::new(ErrorCode::Unavailable, what).with_hint(format!("start one: {sudo}evoke up{}", data.option()))
 }
 
 fn gone(data: &DataFolder) -> Error {

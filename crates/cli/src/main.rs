@@ -56,7 +56,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Env => env::run(data),
         Verb::Doctor { json } => doctor::run(data, json),
         Verb::Explain { id, json } => explain::run(data, &id, json),
-        Verb::Help { verb } => delegate::help(data, verb),
+        Verb::Help { verb } => delegate::help(data, &verb),
         Verb::Server => server::run(),
         Verb::Helper => helper::run(),
         Verb::Coverage => serve::print_coverage(),

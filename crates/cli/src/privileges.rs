@@ -4,7 +4,7 @@ use crate::data_folder::ServiceUser;
 use anyhow::{Context, Result, ensure};
 use evoke_core::{Error, ErrorCode};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
-use rustix::thread;
+use rustix::thread::{self, CapabilitySet};
 
 /// Open files of the holder and the server: a container needs up to ten descriptors.
 const OPEN_FILES: u64 = 262_144;
@@ -29,6 +29,11 @@ pub(crate) fn drop_root(user: ServiceUser) -> Result<()> {
     ensure!(threads == 1, "giving up root with {threads} threads would leave some of them root");
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     ensure!(!uid.is_root(), "the service user is root");
+    for capability in CapabilitySet::all().iter() {
+        // A kernel that is older than a capability does not know it, and a bounding set without it is fine.
+        let _ = thread::remove_capability_from_bounding_set(capability);
+    }
+    thread::clear_ambient_capability_set().context("clearing ambient capabilities")?;
     thread::set_thread_groups(&[]).context("setgroups")?;
     thread::set_thread_res_gid(gid, gid, gid).context("setresgid")?;
     thread::set_thread_res_uid(uid, uid, uid).context("setresuid")?;
