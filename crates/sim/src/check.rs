@@ -120,7 +120,7 @@ impl World {
             if let ResultBody::Container(result) = &row.body {
                 self.check_ran(*input, row, result)?;
             }
-            self.check_timeout(client.function, *input, row.status)?;
+            self.check_timeout(client.function, row)?;
         }
         for (input, (entry, status)) in &client.outputs {
             let stored = by_input.get(input).map(|row| (row.entry, row.status));
@@ -145,15 +145,12 @@ impl World {
 
     /// Only inputs that hang run out of time. Not checked where the clock jumps, or where a few lost answers
     /// take longer than the timeout.
-    fn check_timeout(&self, function: usize, input: InputId, status: ResultStatus) -> Result<(), String> {
+    fn check_timeout(&self, function: usize, row: &OutputRow) -> Result<(), String> {
         let timeout_ms = self.script.functions[function].conf.timeout_ms;
-        let hangs = self.behaviours.get(&input) == Some(&Behaviour::Hangs);
-        if status != ResultStatus::Timeout || hangs || self.script.jumps > 0 || timeout_ms < LONG_TIMEOUT_MS {
-            return Ok(());
-        }
-        // A start may take too long as well, with the same status; then the input never ran.
-        if self.runs.contains_key(&input) {
-            return Err(format!("{input} ran out of {timeout_ms} ms, and is quick"));
+        let hangs = self.behaviours.get(&row.input_id) == Some(&Behaviour::Hangs);
+        let timed_out = row.status == ResultStatus::Timeout && row.attempt.is_some();
+        if timed_out && !hangs && self.script.jumps == 0 && timeout_ms >= LONG_TIMEOUT_MS {
+            return Err(format!("{} ran out of {timeout_ms} ms, and is quick", row.input_id));
         }
         Ok(())
     }

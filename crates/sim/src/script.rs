@@ -111,7 +111,7 @@ impl Script {
             jumps: some(random, 2),
             redeploys: some(random, 2),
             stops_app: !calm && random.permille(60),
-            lost_answers: some(random, 60),
+            lost_answers: some(random, 150),
             sudden_deaths: some(random, 40),
         }
     }

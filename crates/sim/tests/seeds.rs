@@ -1,4 +1,6 @@
 //! Plays seeds of the simulated world.
+// Helpers of tests may fail a test as well as the tests themselves.
+#![allow(clippy::unwrap_used)]
 
 use evoke_sim::{Summary, run};
 

@@ -30,3 +30,6 @@ pub use rows::{
 };
 pub use schema::SCHEMA;
 pub use write::CallWrite;
+
+#[cfg(test)]
+mod tests;
