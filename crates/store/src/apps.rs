@@ -196,8 +196,7 @@ impl Apps<'_> {
 
     /// The newest `limit` of an environment, newest first.
     pub async fn recent(&self, environment: EnvironmentId, limit: u32) -> Result<Vec<AppRow>, StoreError> {
-        let sql =
-            format!("SELECT {COLUMNS} FROM apps WHERE environment_id = ?1 ORDER BY id DESC LIMIT ?2");
+        let sql = format!("SELECT {COLUMNS} FROM apps WHERE environment_id = ?1 ORDER BY id DESC LIMIT ?2");
         self.0.read(move |conn| many(conn, &sql, params![environment.to_string(), limit], from_row)).await
     }
 

@@ -106,8 +106,9 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let message = with_causes(&error);
         match error {
-            StoreError::DiskFull => Error::new(ErrorCode::ResourceExhausted, message)
-                .with_hint("Free some space on it; nothing was half-stored, and the request can be repeated."),
+            StoreError::DiskFull => Error::new(ErrorCode::ResourceExhausted, message).with_hint(
+                "Free some space on it; nothing was half-stored, and the request can be repeated.",
+            ),
             StoreError::Foreign { .. } => Error::new(ErrorCode::FailedPrecondition, message)
                 .with_hint("Choose another data folder with --data, or move that file away."),
             StoreError::NewerSchema { .. } => Error::new(ErrorCode::FailedPrecondition, message)

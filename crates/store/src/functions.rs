@@ -172,9 +172,8 @@ impl Functions<'_> {
 
     /// All live ones of an app with their variants, in order of creation.
     pub async fn of_app(&self, app: AppId) -> Result<Vec<FunctionRow>, StoreError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM functions WHERE app_id = ?1 AND deleted_at IS NULL ORDER BY id"
-        );
+        let sql =
+            format!("SELECT {COLUMNS} FROM functions WHERE app_id = ?1 AND deleted_at IS NULL ORDER BY id");
         self.0.read(move |conn| many(conn, &sql, [app.to_string()], from_row)).await
     }
 
@@ -190,9 +189,8 @@ impl Functions<'_> {
 
     /// All variants of `base`, in order of creation.
     pub async fn variants(&self, base: FunctionId) -> Result<Vec<FunctionRow>, StoreError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM functions WHERE base_id = ?1 AND deleted_at IS NULL ORDER BY id"
-        );
+        let sql =
+            format!("SELECT {COLUMNS} FROM functions WHERE base_id = ?1 AND deleted_at IS NULL ORDER BY id");
         self.0.read(move |conn| many(conn, &sql, [base.to_string()], from_row)).await
     }
 

@@ -17,7 +17,8 @@ CREATE INDEX images_by_recipe ON images (recipe_digest);
 CREATE INDEX images_building ON images (id) WHERE state = 0;
 ";
 
-const COLUMNS: &str = "id, recipe_digest, state, built, build_log, error, created_at, updated_at, recipe, metadata";
+const COLUMNS: &str =
+    "id, recipe_digest, state, built, build_log, error, created_at, updated_at, recipe, metadata";
 
 /// How far the build of an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,8 +137,7 @@ impl Images<'_> {
 
     /// The newest one of this recipe, whatever its state.
     pub async fn by_recipe(&self, digest: String) -> Result<Option<ImageRow>, StoreError> {
-        let sql =
-            format!("SELECT {COLUMNS} FROM images WHERE recipe_digest = ?1 ORDER BY id DESC LIMIT 1");
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE recipe_digest = ?1 ORDER BY id DESC LIMIT 1");
         self.0.read(move |conn| one(conn, &sql, [digest], from_row)).await
     }
 

@@ -78,11 +78,9 @@ impl MountWrite {
                     int(row.used_at)
                 ],
             )?,
-            Self::Used { id, at } => exec(
-                conn,
-                "UPDATE mounts SET used_at = ?2 WHERE id = ?1",
-                params![id.to_string(), int(*at)],
-            )?,
+            Self::Used { id, at } => {
+                exec(conn, "UPDATE mounts SET used_at = ?2 WHERE id = ?1", params![id.to_string(), int(*at)])?
+            }
             Self::Delete { id } => exec(conn, "DELETE FROM mounts WHERE id = ?1", [id.to_string()])?,
         };
         Ok(())

@@ -79,13 +79,7 @@ impl TokenWrite {
                  VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT (id) DO UPDATE SET secret_hash = excluded.secret_hash, label = excluded.label,
                    revoked_at = excluded.revoked_at",
-                params![
-                    row.id,
-                    row.secret_hash,
-                    row.label,
-                    int(row.created_at),
-                    row.revoked_at.map(int)
-                ],
+                params![row.id, row.secret_hash, row.label, int(row.created_at), row.revoked_at.map(int)],
             )?,
             Self::Revoke { id, at } => exec(
                 conn,

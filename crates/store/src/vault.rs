@@ -163,10 +163,8 @@ impl Vault {
         let mut nonce = [0u8; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| VaultError::Randomness)?;
         let payload = Payload { msg: plain, aad: owner.as_bytes() };
-        let ciphertext = self
-            .cipher
-            .encrypt(XNonce::from_slice(&nonce), payload)
-            .map_err(|_| VaultError::NotGenuine)?;
+        let ciphertext =
+            self.cipher.encrypt(XNonce::from_slice(&nonce), payload).map_err(|_| VaultError::NotGenuine)?;
         Ok(Sealed { key_id: self.key_id.clone(), nonce: nonce.to_vec(), ciphertext })
     }
 
@@ -179,9 +177,7 @@ impl Vault {
             return Err(VaultError::NotGenuine);
         }
         let payload = Payload { msg: sealed.ciphertext.as_slice(), aad: owner.as_bytes() };
-        self.cipher
-            .decrypt(XNonce::from_slice(&sealed.nonce), payload)
-            .map_err(|_| VaultError::NotGenuine)
+        self.cipher.decrypt(XNonce::from_slice(&sealed.nonce), payload).map_err(|_| VaultError::NotGenuine)
     }
 
     /// Encrypts a secret's variables.

@@ -10,6 +10,7 @@ use crate::functions::FunctionWrite;
 use crate::idempotency::IdempotencyWrite;
 use crate::images::ImageWrite;
 use crate::mounts::MountWrite;
+use crate::retention::RetentionWrite;
 use crate::secrets::SecretWrite;
 use crate::settings::SettingWrite;
 use crate::tokens::TokenWrite;
@@ -71,6 +72,8 @@ writes! {
     Blob(BlobWrite),
     /// Replies kept for repeated requests.
     Idempotency(IdempotencyWrite),
+    /// Deletion of old calls.
+    Retention(RetentionWrite),
     /// Tokens of clients.
     Token(TokenWrite),
     /// Single values of the server itself.

@@ -84,9 +84,12 @@ impl BlockIndex {
         if body.len() % ELEMENT != 0 || crc32fast::hash(body) != crc {
             return None;
         }
-        let mut words = body.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
+        let mut words =
+            body.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
         let mut blocks = Vec::with_capacity(body.len() / ELEMENT);
-        while let (Some(offset), Some(earliest_ns), Some(latest_ns)) = (words.next(), words.next(), words.next()) {
+        while let (Some(offset), Some(earliest_ns), Some(latest_ns)) =
+            (words.next(), words.next(), words.next())
+        {
             blocks.push(Block { offset, earliest_ns, latest_ns });
         }
         Some(Self { blocks })
@@ -104,7 +107,10 @@ mod tests {
             index.add(offset, at);
         }
         assert_eq!(index.len(), 3);
-        assert_eq!(index.between(0, u64::MAX, 210_000), [(200_000, 210_000), (80_000, 200_000), (16, 80_000)]);
+        assert_eq!(
+            index.between(0, u64::MAX, 210_000),
+            [(200_000, 210_000), (80_000, 200_000), (16, 80_000)]
+        );
         assert_eq!(index.between(20, 31, 210_000), [(80_000, 200_000), (16, 80_000)]);
         assert_eq!(index.between(60, 61, 210_000), [(200_000, 210_000)]);
         assert_eq!(index.between(61, 90, 210_000), []);

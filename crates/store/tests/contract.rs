@@ -1,0 +1,411 @@
+//! What every store must do, run on each kind of store: on a file, and in memory.
+
+use evoke_core::{
+    AppId, BlobId, ClassId, DefinitionId, EnvironmentId, FunctionId, ImageId, MountId, SecretId,
+    SeededEntropy, UnixMs,
+};
+use evoke_store::vault::{Env, Vault};
+use evoke_store::*;
+
+const NOW: UnixMs = UnixMs(1_700_000_000_000);
+
+struct Ids(SeededEntropy, u64);
+
+impl Ids {
+    fn new() -> Self {
+        Self(SeededEntropy::new(1), NOW.0)
+    }
+    fn make<K: evoke_core::id::Kind>(&mut self) -> evoke_core::id::Id<K> {
+        self.1 += 1;
+        evoke_core::id::Id::new(UnixMs(self.1), &mut self.0)
+    }
+}
+
+fn setting(key: &str, value: &str) -> Write {
+    SettingWrite::Put { key: key.to_owned(), value: value.as_bytes().to_vec() }.into()
+}
+
+async fn value(store: &Store, key: &str) -> Option<String> {
+    let value = store.settings().get(key.to_owned()).await.unwrap();
+    value.map(|value| String::from_utf8(value).unwrap())
+}
+
+async fn put(store: &Store, write: impl Into<Write>) {
+    store.submit(vec![write.into()], Grade::Written).await.unwrap();
+}
+
+fn app(ids: &mut Ids, name: Option<&str>) -> AppRow {
+    AppRow {
+        id: ids.make(),
+        environment_id: EnvironmentId::from_bits(1),
+        name: name.map(str::to_owned),
+        description: "an app".to_owned(),
+        state: 1,
+        created_at: NOW,
+        heartbeat_at: None,
+        stopped_at: None,
+        layout: vec![1],
+        body: vec![2],
+    }
+}
+
+fn function(ids: &mut Ids, app: AppId, tag: &str) -> FunctionRow {
+    FunctionRow {
+        id: ids.make(),
+        app_id: app,
+        tag: tag.to_owned(),
+        definition_id: None,
+        generation: 0,
+        created_at: NOW,
+        deleted_at: None,
+        base_id: None,
+        variant: None,
+        body: vec![7; 10],
+        metadata: vec![8],
+    }
+}
+
+async fn batches_are_atomic_and_in_order(store: &Store) {
+    let mut tickets = Vec::new();
+    for n in 0..200 {
+        tickets.push(store.submit(vec![setting("x", &n.to_string())], Grade::Written));
+    }
+    let last = store.last_submitted();
+    assert!(tickets.windows(2).all(|pair| pair[0].seq() < pair[1].seq()));
+    assert_eq!(tickets.last().unwrap().seq(), last);
+    store.committed(last).await.unwrap();
+    assert_eq!(value(store, "x").await.as_deref(), Some("199"));
+    for ticket in tickets {
+        ticket.await.unwrap();
+    }
+}
+
+async fn a_bad_batch_fails_alone_and_as_a_whole(store: &Store) {
+    let mut ids = Ids::new();
+    let taken = app(&mut ids, Some("mine"));
+    let other = app(&mut ids, Some("mine"));
+    put(store, AppWrite::Put(taken.clone())).await;
+    let before = store.submit(vec![setting("before", "1")], Grade::Written);
+    let bad = vec![setting("bad", "1"), AppWrite::Put(other.clone()).into(), setting("bad2", "1")];
+    let bad = store.submit(bad, Grade::Synced);
+    let after = store.submit(vec![setting("after", "1")], Grade::Synced);
+    before.await.unwrap();
+    assert!(matches!(bad.await, Err(StoreError::Conflict(_))));
+    after.await.unwrap();
+    assert_eq!(value(store, "before").await.as_deref(), Some("1"));
+    assert_eq!(value(store, "after").await.as_deref(), Some("1"));
+    assert_eq!(value(store, "bad").await, None);
+    assert_eq!(store.apps().by_id(other.id).await.unwrap(), None);
+    // Alone in its group it fails in the same way.
+    let alone = store.submit(vec![setting("bad", "1"), AppWrite::Put(other).into()], Grade::Written);
+    assert!(matches!(alone.await, Err(StoreError::Conflict(_))));
+    assert_eq!(value(store, "bad").await, None);
+}
+
+async fn synced_and_written_both_end(store: &Store) {
+    for n in 0..20 {
+        let grade = if n % 3 == 0 { Grade::Synced } else { Grade::Written };
+        let ticket = store.submit(vec![setting("y", &n.to_string())], grade);
+        let seq = ticket.seq();
+        if n % 2 == 0 {
+            ticket.await.unwrap();
+        }
+        store.committed(seq).await.unwrap();
+        assert_eq!(value(store, "y").await, Some(n.to_string()));
+    }
+    store.room().await;
+    assert!(!store.is_saturated());
+}
+
+async fn a_reply_is_found_again(store: &Store) {
+    let row = |key: &str, at| IdempotencyRow {
+        key: key.to_owned(),
+        rpc: "AppCreate".to_owned(),
+        reply: key.as_bytes().to_vec(),
+        at,
+    };
+    let later = UnixMs(NOW.0 + 10 * 60 * 1000);
+    put(store, row("a", NOW)).await;
+    put(store, row("b", later)).await;
+    // The effect and its reply are one batch: with a conflict there is neither.
+    put(store, row("b", later)).await;
+    let find = async |key: &str, rpc: &str, now| {
+        store.idempotent_reply(key.to_owned(), rpc.to_owned(), now).await.unwrap()
+    };
+    assert_eq!(find("a", "AppCreate", later).await, Some(b"a".to_vec()));
+    assert_eq!(find("b", "AppCreate", later).await, Some(b"b".to_vec()));
+    assert_eq!(find("a", "AppStop", later).await, None);
+    assert_eq!(find("c", "AppCreate", later).await, None);
+    assert_eq!(find("a", "AppCreate", later + std::time::Duration::from_secs(7200)).await, None);
+    // Expiry takes a bounded slice at a time, the oldest first.
+    for _ in 0..4 {
+        put(store, IdempotencyWrite::Expire { before: UnixMs(NOW.0 + 5 * 60 * 1000) }).await;
+    }
+    assert_eq!(find("a", "AppCreate", later).await, None);
+    assert_eq!(find("b", "AppCreate", later).await, Some(b"b".to_vec()));
+}
+
+async fn environments(store: &Store) {
+    let mut ids = Ids::new();
+    let row = EnvironmentRow {
+        id: ids.make(),
+        workspace: "w".to_owned(),
+        name: "main".to_owned(),
+        created_at: NOW,
+        deleted_at: None,
+        body: vec![1, 2],
+    };
+    put(store, EnvironmentWrite::Put(row.clone())).await;
+    let by_name = async || store.environments().by_name("w".to_owned(), "main".to_owned()).await;
+    assert_eq!(by_name().await.unwrap(), Some(row.clone()));
+    assert_eq!(store.environments().list("w".to_owned()).await.unwrap(), vec![row.clone()]);
+    assert!(store.environments().list("v".to_owned()).await.unwrap().is_empty());
+    put(store, EnvironmentWrite::Delete { id: row.id, at: NOW }).await;
+    assert_eq!(by_name().await.unwrap(), None);
+    let deleted = store.environments().by_id(row.id).await.unwrap().unwrap();
+    assert_eq!(deleted.deleted_at, Some(NOW));
+    // The name is free again.
+    put(store, EnvironmentWrite::Put(EnvironmentRow { id: ids.make(), ..row })).await;
+}
+
+async fn apps(store: &Store) {
+    let mut ids = Ids::new();
+    let (first, nameless) = (app(&mut ids, Some("deployed")), app(&mut ids, None));
+    put(store, AppWrite::Put(first.clone())).await;
+    put(store, AppWrite::Put(nameless.clone())).await;
+    let env = first.environment_id;
+    assert_eq!(store.apps().by_id(first.id).await.unwrap(), Some(first.clone()));
+    let by_name = async || store.apps().by_name(env, "deployed".to_owned()).await;
+    assert_eq!(by_name().await.unwrap(), Some(first.clone()));
+    let deployment =
+        DeploymentRow { app_id: first.id, version: 1, deployed_at: NOW, layout: vec![9], body: vec![3] };
+    let second = DeploymentRow { version: 2, layout: vec![10], ..deployment.clone() };
+    put(store, AppWrite::Deployed(deployment.clone())).await;
+    put(store, AppWrite::Deployed(second.clone())).await;
+    put(store, AppWrite::Heartbeat { id: first.id, at: UnixMs(5) }).await;
+    let read = store.apps().by_id(first.id).await.unwrap().unwrap();
+    assert_eq!((read.layout, read.heartbeat_at), (vec![10], Some(UnixMs(5))));
+    assert_eq!(store.apps().deployments(first.id, 10).await.unwrap(), vec![second, deployment]);
+    assert_eq!(store.apps().live().await.unwrap().len(), 2);
+    put(store, AppWrite::State { id: first.id, state: 6, stopped_at: Some(NOW) }).await;
+    assert_eq!(by_name().await.unwrap(), None);
+    let stopped = store.apps().last_stopped(env, "deployed".to_owned()).await.unwrap().unwrap();
+    assert_eq!((stopped.id, stopped.state), (first.id, 6));
+    assert_eq!(store.apps().live().await.unwrap(), vec![nameless.clone()]);
+    let recent = store.apps().recent(env, 1).await.unwrap();
+    assert_eq!(recent, vec![nameless.clone()]);
+    put(store, AppWrite::Layout { id: nameless.id, layout: vec![4] }).await;
+    assert_eq!(store.apps().by_id(nameless.id).await.unwrap().unwrap().layout, vec![4]);
+}
+
+async fn functions(store: &Store) {
+    let mut ids = Ids::new();
+    let app_id: AppId = ids.make();
+    let row = function(&mut ids, app_id, "f");
+    put(store, FunctionWrite::Put(row.clone())).await;
+    assert_eq!(store.functions().by_tag(app_id, "f".to_owned()).await.unwrap(), Some(row.clone()));
+    let definition = DefinitionRow {
+        id: ids.make::<evoke_core::id::Definition>(),
+        function_id: row.id,
+        created_at: NOW,
+        body: vec![1, 1],
+        metadata: vec![2, 2],
+    };
+    put(store, FunctionWrite::Define(definition.clone())).await;
+    assert_eq!(store.functions().by_id(row.id).await.unwrap(), Some(row.clone()));
+    let definition_id: DefinitionId = definition.id;
+    assert_eq!(store.functions().definition(definition_id).await.unwrap(), Some(definition));
+    put(store, FunctionWrite::Live { id: row.id, definition_id, generation: 3 }).await;
+    let live = store.functions().by_id(row.id).await.unwrap().unwrap();
+    assert_eq!((live.definition_id, live.generation), (Some(definition_id), 3));
+    assert_eq!((live.body, live.metadata), (vec![1, 1], vec![2, 2]));
+    let variant = FunctionRow {
+        base_id: Some(row.id),
+        variant: Some(b"params".to_vec()),
+        ..function(&mut ids, app_id, "f")
+    };
+    put(store, FunctionWrite::Put(variant.clone())).await;
+    let found = store.functions().variant(row.id, b"params".to_vec()).await.unwrap();
+    assert_eq!(found, Some(variant.clone()));
+    assert_eq!(store.functions().variants(row.id).await.unwrap(), vec![variant]);
+    assert_eq!(store.functions().of_app(app_id).await.unwrap().len(), 2);
+    // Another function of the same tag is a conflict; after the first has gone it is not.
+    let again = function(&mut ids, app_id, "f");
+    let conflict = store.submit(vec![FunctionWrite::Put(again.clone()).into()], Grade::Written).await;
+    assert!(matches!(conflict, Err(StoreError::Conflict(_))));
+    put(store, FunctionWrite::Delete { id: row.id, at: NOW }).await;
+    put(store, FunctionWrite::Put(again.clone())).await;
+    let found: FunctionId = store.functions().by_tag(app_id, "f".to_owned()).await.unwrap().unwrap().id;
+    assert_eq!(found, again.id);
+}
+
+async fn classes_mounts_and_blobs(store: &Store) {
+    let mut ids = Ids::new();
+    let class = ClassRow {
+        id: ids.make::<evoke_core::id::Class>(),
+        app_id: ids.make(),
+        tag: "C".to_owned(),
+        created_at: NOW,
+        body: vec![],
+        metadata: vec![5],
+    };
+    let class_id: ClassId = class.id;
+    put(store, ClassWrite::Put(class.clone())).await;
+    assert_eq!(store.classes().by_id(class_id).await.unwrap(), Some(class.clone()));
+    assert_eq!(store.classes().by_tag(class.app_id, "C".to_owned()).await.unwrap(), Some(class.clone()));
+    put(store, ClassWrite::Delete { id: class_id }).await;
+    assert!(store.classes().of_app(class.app_id).await.unwrap().is_empty());
+
+    let id: MountId = ids.make();
+    let mount = MountRow {
+        id,
+        digest: "d1".to_owned(),
+        files: vec![1; 1000],
+        name: None,
+        namespace: 0,
+        environment_id: None,
+        created_at: NOW,
+        used_at: NOW,
+    };
+    let named = MountRow { id: ids.make(), name: Some("client".to_owned()), namespace: 3, ..mount.clone() };
+    put(store, MountWrite::Put(mount.clone())).await;
+    put(store, MountWrite::Put(named.clone())).await;
+    assert_eq!(store.mounts().by_digest("d1".to_owned()).await.unwrap(), Some(mount));
+    let by_name = async |env| store.mounts().by_name("client".to_owned(), 3, env).await;
+    assert_eq!(by_name(None).await.unwrap(), Some(named.clone()));
+    assert_eq!(by_name(Some(ids.make())).await.unwrap(), None);
+    put(store, MountWrite::Used { id: named.id, at: UnixMs(7) }).await;
+    assert_eq!(store.mounts().by_id(named.id).await.unwrap().unwrap().used_at, UnixMs(7));
+    put(store, MountWrite::Delete { id: named.id }).await;
+    assert_eq!(store.mounts().by_id(named.id).await.unwrap(), None);
+
+    let id: BlobId = ids.make();
+    let blob =
+        BlobRow { id, size: 1 << 40, sha256: vec![1; 32], state: BlobState::Uploading, created_at: NOW };
+    put(store, BlobWrite::Put(blob.clone())).await;
+    put(store, BlobWrite::Complete { id }).await;
+    let complete = BlobRow { state: BlobState::Complete, ..blob };
+    assert_eq!(store.blobs().by_id(id).await.unwrap(), Some(complete.clone()));
+    assert_eq!(store.blobs().older_than(UnixMs(NOW.0 + 1_000), 10).await.unwrap(), vec![complete]);
+    assert!(store.blobs().older_than(NOW, 10).await.unwrap().is_empty());
+    put(store, BlobWrite::Delete { id }).await;
+    assert_eq!(store.blobs().by_id(id).await.unwrap(), None);
+}
+
+async fn images(store: &Store) {
+    let mut ids = Ids::new();
+    let id: ImageId = ids.make();
+    let image = ImageRow {
+        id,
+        recipe_digest: "r".to_owned(),
+        state: ImageState::Building,
+        built: String::new(),
+        build_log: Some("im".to_owned()),
+        error: String::new(),
+        created_at: NOW,
+        updated_at: NOW,
+        recipe: vec![1],
+        metadata: vec![],
+    };
+    put(store, ImageWrite::Put(image.clone())).await;
+    assert_eq!(store.images().building().await.unwrap(), vec![image.clone()]);
+    let ready = ImageRow { state: ImageState::Ready, built: "{\"layers\":[\"é\"]}".to_owned(), ..image };
+    put(store, ImageWrite::Put(ready.clone())).await;
+    assert!(store.images().building().await.unwrap().is_empty());
+    assert_eq!(store.images().by_recipe("r".to_owned()).await.unwrap(), Some(ready.clone()));
+    assert_eq!(store.images().recent(5).await.unwrap(), vec![ready]);
+    put(store, ImageWrite::Delete { id }).await;
+    assert_eq!(store.images().by_id(id).await.unwrap(), None);
+}
+
+async fn secrets_and_tokens(store: &Store) {
+    let mut ids = Ids::new();
+    let vault = Vault::with_key(&[3; 32]);
+    let env = Env::new([("TOKEN".to_owned(), "hunter2".to_owned())]);
+    let id: SecretId = ids.make();
+    let environment: EnvironmentId = ids.make();
+    let row = SecretRow {
+        id,
+        environment_id: Some(environment),
+        app_id: None,
+        name: Some("s".to_owned()),
+        version: 1,
+        keys: env.keys(),
+        sealed: vault.seal_env(&id.to_string(), &env).unwrap(),
+        created_at: NOW,
+        updated_at: NOW,
+    };
+    put(store, SecretWrite::Put(row.clone())).await;
+    let read = store.secrets().by_name(environment, "s".to_owned()).await.unwrap().unwrap();
+    assert_eq!(read, row);
+    assert_eq!(vault.unseal_env(&id.to_string(), &read.sealed).unwrap(), env);
+    assert!(!format!("{read:?}").contains("hunter2"));
+    let anonymous = SecretRow {
+        id: ids.make(),
+        environment_id: None,
+        app_id: Some(ids.make()),
+        name: None,
+        ..row.clone()
+    };
+    put(store, SecretWrite::Put(anonymous.clone())).await;
+    assert_eq!(store.secrets().list(environment).await.unwrap(), vec![row]);
+    put(store, SecretWrite::DeleteOfApp { app_id: anonymous.app_id.unwrap() }).await;
+    assert_eq!(store.secrets().by_id(anonymous.id).await.unwrap(), None);
+    put(store, SecretWrite::Delete { id }).await;
+    assert_eq!(store.secrets().by_id(id).await.unwrap(), None);
+
+    let token = TokenRow::new("ak-1".to_owned(), "as-secret", "local".to_owned(), NOW);
+    put(store, TokenWrite::Put(token.clone())).await;
+    let read = store.tokens().by_id("ak-1".to_owned()).await.unwrap().unwrap();
+    assert!(read.accepts("as-secret") && !read.accepts("as-secreT"));
+    assert_eq!(store.tokens().live().await.unwrap(), vec![token]);
+    put(store, TokenWrite::Revoke { id: "ak-1".to_owned(), at: NOW }).await;
+    assert!(store.tokens().live().await.unwrap().is_empty());
+    assert!(!store.tokens().by_id("ak-1".to_owned()).await.unwrap().unwrap().accepts("as-secret"));
+}
+
+async fn a_closed_store_says_so(store: &Store) {
+    let ticket = store.submit(vec![setting("last", "1")], Grade::Synced);
+    let closing = store.clone();
+    tokio::task::spawn_blocking(move || closing.close()).await.unwrap();
+    ticket.await.unwrap();
+    let late = store.submit(vec![setting("late", "1")], Grade::Written);
+    assert!(matches!(late.await, Err(StoreError::Closed)));
+    store.committed(store.last_submitted()).await.unwrap();
+    assert_eq!(value(store, "last").await.as_deref(), Some("1"));
+    assert_eq!(value(store, "late").await, None);
+}
+
+macro_rules! contract {
+    ($($name:ident),* $(,)?) => {
+        mod file {
+            $(#[tokio::test]
+            async fn $name() {
+                let folder = tempfile::tempdir().unwrap();
+                let store = evoke_store::Store::open(&folder.path().join("evoke.db")).unwrap();
+                super::$name(&store).await;
+            })*
+        }
+        mod memory {
+            $(#[tokio::test]
+            async fn $name() {
+                let store = evoke_store::Store::open_in_memory().unwrap();
+                super::$name(&store).await;
+            })*
+        }
+    };
+}
+
+contract!(
+    batches_are_atomic_and_in_order,
+    a_bad_batch_fails_alone_and_as_a_whole,
+    synced_and_written_both_end,
+    a_reply_is_found_again,
+    environments,
+    apps,
+    functions,
+    classes_mounts_and_blobs,
+    images,
+    secrets_and_tokens,
+    a_closed_store_says_so,
+);
