@@ -110,4 +110,21 @@ impl World {
         self.resend_poll(task);
         Ok(())
     }
+
+    /// Somebody stops a container, gracefully or not, most often one that works.
+    pub(crate) fn stop_some_task(&mut self) -> Result<(), String> {
+        let now = self.server_now();
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        let all = engine.task_infos(None);
+        let busy: Vec<_> = all.iter().filter(|t| !t.inputs.is_empty()).map(|t| t.task).collect();
+        let tasks = if busy.is_empty() { all.iter().map(|t| t.task).collect() } else { busy };
+        if tasks.is_empty() {
+            return Ok(());
+        }
+        let task = self.random.pick(&tasks);
+        let graceful = self.random.permille(300);
+        let step = engine.stop_task(task, graceful, now);
+        self.take(step, |()| None);
+        Ok(())
+    }
 }

@@ -77,6 +77,8 @@ pub(crate) struct Script {
     pub(crate) worker_losses: u64,
     pub(crate) jumps: u64,
     pub(crate) redeploys: u64,
+    /// Times somebody stops a container.
+    pub(crate) task_stops: u64,
     pub(crate) stops_app: bool,
     /// Of a thousand answers so many are lost while there are faults.
     pub(crate) lost_answers: u64,
@@ -110,6 +112,7 @@ impl Script {
             worker_losses: some(random, 2),
             jumps: some(random, 2),
             redeploys: some(random, 2),
+            task_stops: some(random, 8),
             stops_app: !calm && random.permille(60),
             lost_answers: some(random, 150),
             sudden_deaths: some(random, 40),

@@ -59,6 +59,7 @@ pub(crate) enum Event {
     Redeploy,
     StopApp,
     DropConnection,
+    StopTask,
 }
 
 /// Something that happens in or to a container.
@@ -171,6 +172,7 @@ impl World {
             (self.script.redeploys, 3),
             (u64::from(self.script.stops_app), 4),
             (self.script.lost_answers / 10, 5),
+            (self.script.task_stops, 6),
         ];
         for (times, kind) in faults {
             for _ in 0..times {
@@ -181,7 +183,8 @@ impl World {
                     2 => Event::Jump,
                     3 => Event::Redeploy,
                     4 => Event::StopApp,
-                    _ => Event::DropConnection,
+                    5 => Event::DropConnection,
+                    _ => Event::StopTask,
                 };
                 self.after(at, event);
             }
@@ -277,6 +280,7 @@ impl World {
             Event::Redeploy => self.redeploy(),
             Event::StopApp => self.stop_app(),
             Event::DropConnection => self.drop_connection(),
+            Event::StopTask => self.stop_some_task(),
         }
     }
 

@@ -5,7 +5,7 @@
 use evoke_sim::{Summary, run};
 
 /// Seeds played by default.
-const SEEDS: u64 = 1_500;
+const SEEDS: u64 = 2_000;
 
 /// The first seed and how many, from the environment where somebody wants others.
 fn wanted() -> (u64, u64) {
