@@ -1,3 +1,5 @@
 //! The container's PID 1; see the library for what it does.
 
-fn main() {}
+fn main() {
+    std::process::exit(evoke_guest::run());
+}

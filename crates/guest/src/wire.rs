@@ -147,6 +147,8 @@ pub enum FromGuest {
         step: String,
         /// What the kernel said.
         detail: String,
+        /// The kernel's error number, if it was the kernel that refused.
+        errno: Option<i32>,
     },
     /// An archive was unpacked.
     Unpacked(UnpackStats),
