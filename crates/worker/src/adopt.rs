@@ -182,3 +182,7 @@ fn remove_orphaned_spools(shared: &Shared) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "adopt_tests.rs"]
+mod tests;

@@ -1,11 +1,19 @@
-//! Stand-ins for the tests of this crate: a control plane that keeps what it is told, and a clock.
+//! Stand-ins for the tests of this crate: a control plane that keeps what it is told, a descriptor store, an
+//! ingress, and a clock.
 
 use bytes::Bytes;
-use evoke_core::{AppId, Clock, Error, ErrorCode, FunctionId, SeededEntropy, TaskId, UnixMs};
-use evoke_proto::worker::{Control, LogChunk, OutputFd, WorkerEvent};
+use crate::FdKeeper;
+use evoke_core::{
+    AppId, CallId, Clock, Error, ErrorCode, FunctionId, InputId, Principal, SeededEntropy, TaskId, UnixMs,
+};
+use evoke_proto::worker::{
+    ContainerIngress, ContainerListener, Control, LogChunk, OutputFd, WorkerEvent,
+};
 use evoke_proto::{CallContext, Reply, Service, Status};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
@@ -29,12 +37,20 @@ pub(crate) fn ids(n: u64) -> (TaskId, AppId, FunctionId) {
     (TaskId::new(at, &mut entropy), AppId::new(at, &mut entropy), FunctionId::new(at, &mut entropy))
 }
 
+/// The call and input number `n`.
+pub(crate) fn input(n: u64) -> (CallId, InputId) {
+    let mut entropy = SeededEntropy::new(n);
+    (CallId::new(UnixMs(n), &mut entropy), InputId::new(UnixMs(n), &mut entropy))
+}
+
 /// A control plane that keeps everything it is told.
 pub(crate) struct FakeControl {
     /// Output taken over.
     pub logs: Mutex<Vec<LogChunk>>,
     /// What happened, in order: output, calls and events, as short words.
     pub order: Mutex<Vec<String>>,
+    /// Who called.
+    pub callers: Mutex<Vec<Principal>>,
     /// Events reported.
     pub events: watch::Sender<Vec<WorkerEvent>>,
     /// So many of the next appends are refused.
@@ -53,6 +69,7 @@ impl Default for FakeControl {
         Self {
             logs: Mutex::default(),
             order: Mutex::default(),
+            callers: Mutex::default(),
             events: watch::channel(Vec::new()).0,
             refuse: AtomicU32::new(0),
             taken: AtomicUsize::new(0),
@@ -103,6 +120,7 @@ impl FakeControl {
 #[async_trait::async_trait]
 impl Service for FakeControl {
     async fn call(&self, context: CallContext, body: Bytes) -> Result<Reply, Status> {
+        self.callers.lock().unwrap().push(context.principal.clone());
         self.note(format!("call {}", context.rpc.name));
         Ok(Reply::Unary(body))
     }
@@ -139,5 +157,98 @@ impl Control for FakeControl {
             last.map_or(0, |c| c.spool_offset + c.data.len() as u64)
         };
         (end(OutputFd::Stdout), end(OutputFd::Stderr))
+    }
+}
+
+/// A descriptor store.
+#[derive(Default)]
+pub(crate) struct FakeKeeper {
+    kept: Mutex<BTreeMap<String, OwnedFd>>,
+    refuses: AtomicBool,
+}
+
+impl FakeKeeper {
+    /// Whether further descriptors are refused.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::SeqCst);
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.kept.lock().unwrap().keys().cloned().collect()
+    }
+
+    pub(crate) fn keep(&self, name: &str, fd: OwnedFd) {
+        self.kept.lock().unwrap().insert(name.to_owned(), fd);
+    }
+
+    pub(crate) fn forget(&self, name: &str) {
+        self.kept.lock().unwrap().remove(name);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.kept.lock().unwrap().clear();
+    }
+
+    pub(crate) fn duplicate(&self, name: &str) -> OwnedFd {
+        self.kept.lock().unwrap()[name].try_clone().unwrap()
+    }
+
+    /// What a new process gets.
+    pub(crate) fn hand_over(&self) -> Vec<(String, OwnedFd)> {
+        let kept = self.kept.lock().unwrap();
+        kept.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap())).collect()
+    }
+}
+
+#[async_trait::async_trait]
+impl FdKeeper for FakeKeeper {
+    async fn put(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorCode::Unavailable, "the holder is gone"));
+        }
+        self.keep(name, fd.try_clone_to_owned().unwrap());
+        Ok(())
+    }
+    async fn remove(&self, name: &str) -> Result<(), Error> {
+        self.forget(name);
+        Ok(())
+    }
+}
+
+/// An ingress that serves nothing, but lets tests call what it was given.
+#[derive(Default)]
+pub(crate) struct FakeIngress {
+    services: Mutex<HashMap<TaskId, Arc<dyn Service>>>,
+    served: watch::Sender<u64>,
+}
+
+impl FakeIngress {
+    /// What a container's listeners serve.
+    pub(crate) async fn service(&self, task: TaskId) -> Arc<dyn Service> {
+        let mut served = self.served.subscribe();
+        let there = || self.services.lock().unwrap().get(&task).cloned();
+        let waited = tokio::time::timeout(PATIENCE, served.wait_for(|_| there().is_some())).await;
+        waited.expect("it is served").unwrap();
+        there().unwrap()
+    }
+}
+
+#[async_trait::async_trait]
+impl ContainerIngress for FakeIngress {
+    async fn serve_container(
+        &self,
+        task: TaskId,
+        listener: ContainerListener,
+        _origin: Arc<str>,
+        service: Arc<dyn Service>,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), Error> {
+        self.services.lock().unwrap().insert(task, service);
+        self.served.send_modify(|n| *n += 1);
+        // An error means that the container is gone.
+        let _ = stop.wait_for(|stop| *stop).await;
+        drop(listener);
+        self.services.lock().unwrap().remove(&task);
+        Ok(())
     }
 }

@@ -110,6 +110,13 @@ impl WorkerHandle {
     }
 }
 
+#[cfg(test)]
+impl WorkerHandle {
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
 impl Shared {
     /// Spawns the task that drives a container.
     pub(crate) fn drive(self: &Arc<Self>, container: Container, task: TaskId, first: Vec<Action>) {
@@ -201,3 +208,7 @@ fn record_of(assignment: &Assignment, now: evoke_core::UnixMs) -> Record {
         known: Known::default(),
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;
