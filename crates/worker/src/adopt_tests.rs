@@ -103,7 +103,8 @@ impl Machine {
     }
 
     fn process(&self) -> Process {
-        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let tokio =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let ingress = Arc::<FakeIngress>::default();
         let deps = WorkerDeps {
             runtime: Arc::new(OnMachine {
@@ -126,9 +127,7 @@ impl Machine {
     }
 
     async fn phase(&self, task: TaskId, phase: Phase) {
-        let seen = |event: &WorkerEvent| {
-            matches!(event, WorkerEvent::Phase { task: t, phase: p, .. } if *t == task && *p == phase)
-        };
+        let seen = |event: &WorkerEvent| matches!(event, WorkerEvent::Phase { task: t, phase: p, .. } if *t == task && *p == phase);
         self.control.event(seen).await;
     }
 
@@ -137,7 +136,8 @@ impl Machine {
     }
 
     async fn exited(&self, task: TaskId) -> evoke_proto::worker::Exit {
-        let event = self.control.event(|e| matches!(e, WorkerEvent::Exited { task: t, .. } if *t == task)).await;
+        let event =
+            self.control.event(|e| matches!(e, WorkerEvent::Exited { task: t, .. } if *t == task)).await;
         let WorkerEvent::Exited { exit, .. } = event else { unreachable!() };
         exit
     }
@@ -153,7 +153,10 @@ impl Process {
 
     /// Runs `work` in this process.
     async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        tokio::time::timeout(PATIENCE, self.tokio.as_ref().unwrap().spawn(work)).await.expect("in time").unwrap()
+        tokio::time::timeout(PATIENCE, self.tokio.as_ref().unwrap().spawn(work))
+            .await
+            .expect("in time")
+            .unwrap()
     }
 
     async fn assign(&self, n: u64) -> TaskId {
@@ -243,7 +246,10 @@ async fn a_container_lives_through_a_restart_with_all_its_output() {
     let mut gone = second.worker.shared().registry.count();
     tokio::time::timeout(PATIENCE, gone.wait_for(|n| *n == 0)).await.unwrap().unwrap();
     assert!(machine.keeper.names().is_empty());
-    assert_eq!((files(&machine.data.path().join("spool")), files(&machine.data.path().join("tasks"))), (0, 0));
+    assert_eq!(
+        (files(&machine.data.path().join("spool")), files(&machine.data.path().join("tasks"))),
+        (0, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -320,8 +320,9 @@ impl Container {
             let seconds = self.record.startup_timeout_ms.div_ceil(1000);
             let text = format!("the container was not ready within its startup timeout of {seconds} s");
             return Some(
-                Error::new(ErrorCode::DeadlineExceeded, text)
-                    .with_hint("Give it more time with startup_timeout=, or move slow work out of its start."),
+                Error::new(ErrorCode::DeadlineExceeded, text).with_hint(
+                    "Give it more time with startup_timeout=, or move slow work out of its start.",
+                ),
             );
         }
         self.life.failure.clone().filter(|_| self.life.exit.is_none())

@@ -277,7 +277,9 @@ impl Lifecycle {
             }
             (_, Event::Hello | Event::Ready) => vec![],
 
-            (Preparing | Recording | Spawning | Running, Event::Stop(how)) => self.stop(how, Ended::Asked, now),
+            (Preparing | Recording | Spawning | Running, Event::Stop(how)) => {
+                self.stop(how, Ended::Asked, now)
+            }
             (_, Event::Stop(_)) => vec![],
             (_, Event::DeadlinePassed) => self.deadline_passed(now),
 
@@ -286,7 +288,9 @@ impl Lifecycle {
                 let saved = vec![Action::Report(Phase::Exited), Action::SaveRecord, Action::Drain];
                 self.enter(Draining, saved)
             }
-            (Running, Event::Lost) => self.enter(Draining, vec![Action::Report(Phase::Exited), Action::Drain]),
+            (Running, Event::Lost) => {
+                self.enter(Draining, vec![Action::Report(Phase::Exited), Action::Drain])
+            }
             // The guest goes when the container is removed.
             (Draining | Committing | Removing | Finishing | Gone, Event::Lost | Event::Exited(_)) => vec![],
             // The action under way fails by itself when the container is gone.

@@ -80,7 +80,10 @@ fn a_stop_during_the_start_ends_it_at_the_next_step() {
 
         let mut life = accepted(false);
         life.step(Event::Started, T0).unwrap();
-        play(&mut life, &[(1, Event::Stop(how), &[Report(Phase::Stopping)]), (2, Event::Recorded, &[Remove])]);
+        play(
+            &mut life,
+            &[(1, Event::Stop(how), &[Report(Phase::Stopping)]), (2, Event::Recorded, &[Remove])],
+        );
 
         let mut life = accepted(false);
         life.step(Event::Started, T0).unwrap();
@@ -225,7 +228,11 @@ fn an_adopted_container_goes_on_where_it_was() {
         (Known { exit: Some(Exit::Code(3)), ..ready }, State::Draining, &[Drain], None),
     ] {
         let (life, actions) = adopt(known);
-        assert_eq!((life.state(), actions.as_slice(), life.deadline()), (state, first, deadline), "{known:?}");
+        assert_eq!(
+            (life.state(), actions.as_slice(), life.deadline()),
+            (state, first, deadline),
+            "{known:?}"
+        );
     }
     let (mut life, _) = adopt(Known::default());
     play(&mut life, &[(1, Event::Failed(Error::internal("it never ran")), &[Remove])]);

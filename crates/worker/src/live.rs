@@ -52,7 +52,10 @@ pub(crate) struct Parts {
 
 impl Parts {
     /// From what the runtime gave, with new pipes; the second part are the pipes' writing ends.
-    pub(crate) fn from_started(started: Started, containers: usize) -> io::Result<(Self, (OwnedFd, OwnedFd))> {
+    pub(crate) fn from_started(
+        started: Started,
+        containers: usize,
+    ) -> io::Result<(Self, (OwnedFd, OwnedFd))> {
         let Ok([http, unix]) = <[OwnedFd; 2]>::try_from(started.listeners) else {
             return Err(io::Error::other("the runtime opened other listeners than asked for"));
         };

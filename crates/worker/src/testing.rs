@@ -1,14 +1,12 @@
 //! Stand-ins for the tests of this crate: a control plane that keeps what it is told, a descriptor store, an
 //! ingress, and a clock.
 
-use bytes::Bytes;
 use crate::FdKeeper;
+use bytes::Bytes;
 use evoke_core::{
     AppId, CallId, Clock, Error, ErrorCode, FunctionId, InputId, Principal, SeededEntropy, TaskId, UnixMs,
 };
-use evoke_proto::worker::{
-    ContainerIngress, ContainerListener, Control, LogChunk, OutputFd, WorkerEvent,
-};
+use evoke_proto::worker::{ContainerIngress, ContainerListener, Control, LogChunk, OutputFd, WorkerEvent};
 use evoke_proto::{CallContext, Reply, Service, Status};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -107,7 +105,8 @@ impl FakeControl {
     pub(crate) async fn event(&self, wanted: impl Fn(&WorkerEvent) -> bool) -> WorkerEvent {
         let mut events = self.events.subscribe();
         let seen = tokio::time::timeout(PATIENCE, events.wait_for(|all| all.iter().any(&wanted))).await;
-        let all = seen.unwrap_or_else(|_| panic!("never reported; so far: {:?}", self.events.borrow())).unwrap();
+        let all =
+            seen.unwrap_or_else(|_| panic!("never reported; so far: {:?}", self.events.borrow())).unwrap();
         all.iter().find(|event| wanted(event)).unwrap().clone()
     }
 

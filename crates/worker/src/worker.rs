@@ -168,8 +168,7 @@ impl WorkerApi for WorkerHandle {
         let record = record_of(&assignment, shared.deps.clock.now());
         let (life, first) =
             Lifecycle::accept(record.accepted_at, record.startup_timeout_ms, record.commit_on_exit.is_some());
-        let container =
-            Container::new(shared.clone(), entry, life, record, mailbox, Some(assignment), None);
+        let container = Container::new(shared.clone(), entry, life, record, mailbox, Some(assignment), None);
         shared.drive(container, task, first);
         Ok(())
     }

@@ -37,19 +37,17 @@ impl Rig {
         Self { control, ingress, keeper, runtime, data, worker }
     }
 
-    /// Another worker over the same machine, as after a restart of the process. The old one must be frozen.
-    fn restart(&self) -> WorkerHandle {
-        start(&self.control, &self.ingress, &self.keeper, &self.runtime, self.data.path())
-    }
-
     async fn nothing_left(&self) {
-        self.control.until(|_| true).await;
         let left = || async {
-            let folders = ["tasks", "spool"].map(|f| std::fs::read_dir(self.data.path().join(f)).unwrap().count());
+            let folders =
+                ["tasks", "spool"].map(|f| std::fs::read_dir(self.data.path().join(f)).unwrap().count());
             (self.runtime.list().await.unwrap(), self.keeper.names(), folders, self.worker.running().await)
         };
         let mut count = self.worker.shared.registry.count();
-        tokio::time::timeout(PATIENCE, count.wait_for(|n| *n == 0)).await.expect("all containers go").unwrap();
+        tokio::time::timeout(PATIENCE, count.wait_for(|n| *n == 0))
+            .await
+            .expect("all containers go")
+            .unwrap();
         assert_eq!(left().await, (vec![], vec![], [0, 0], vec![]));
     }
 
@@ -63,9 +61,7 @@ impl Rig {
     }
 
     async fn phase(&self, wanted: TaskId, phase: Phase) {
-        let seen = |event: &WorkerEvent| {
-            matches!(event, WorkerEvent::Phase { task, phase: p, .. } if *task == wanted && *p == phase)
-        };
+        let seen = |event: &WorkerEvent| matches!(event, WorkerEvent::Phase { task, phase: p, .. } if *task == wanted && *p == phase);
         self.control.event(seen).await;
     }
 
@@ -77,8 +73,13 @@ impl Rig {
         let service = self.ingress.service(task).await;
         let rpc = evoke_proto::rpc::TABLE.iter().find(|rpc| rpc.name == name).unwrap();
         // A principal that lies: only the listener counts.
-        let context =
-            CallContext::new(rpc, Principal::Anonymous, Default::default(), Peer::Local, Arc::from("http://x"));
+        let context = CallContext::new(
+            rpc,
+            Principal::Anonymous,
+            Default::default(),
+            Peer::Local,
+            Arc::from("http://x"),
+        );
         service.call(context, Bytes::new()).await
     }
 }
@@ -225,7 +226,10 @@ async fn output_is_taken_over_before_the_result_it_led_to() {
     result.await.unwrap().unwrap();
     assert_eq!(*rig.control.order.lock().unwrap(), ["logs", "call FunctionPutOutputs"]);
     let logs = rig.control.logs.lock().unwrap().clone();
-    assert_eq!((&logs[0].data[..], logs[0].call, logs[0].input), (&b"working"[..], Some(current.0), Some(current.1)));
+    assert_eq!(
+        (&logs[0].data[..], logs[0].call, logs[0].input),
+        (&b"working"[..], Some(current.0), Some(current.1))
+    );
     drop(entry);
 }
 

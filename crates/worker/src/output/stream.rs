@@ -135,14 +135,8 @@ impl Capture {
         };
         let shipped = taken_over.min(spool.written());
         let ended = pipe.is_none();
-        let book = Book {
-            spool,
-            tags: Tags::new(),
-            arrivals: VecDeque::new(),
-            flush_to: 0,
-            ended,
-            finish: ended,
-        };
+        let book =
+            Book { spool, tags: Tags::new(), arrivals: VecDeque::new(), flush_to: 0, ended, finish: ended };
         let shared = Arc::new(Shared { book: Mutex::new(book), pipe, wake: Notify::new() });
         let (sender, progress) = watch::channel(Progress { shipped, ended: false });
         let shipper = Shipper {
@@ -375,7 +369,8 @@ impl Shipper {
             let (tag, range_end) = book.tags.at(self.cut);
             let flush = Some(book.flush_to).filter(|to| *to > self.cut);
             let stream_end = Some(written).filter(|_| book.ended);
-            let wall = [range_end, flush, stream_end].into_iter().flatten().min().filter(|end| *end <= read_to);
+            let wall =
+                [range_end, flush, stream_end].into_iter().flatten().min().filter(|end| *end <= read_to);
             let end = match wall {
                 Some(_) => End::Closed,
                 None if late && read_to == written => End::Late,
@@ -484,3 +479,7 @@ async fn until(moment: Option<Instant>) {
 #[cfg(test)]
 #[path = "stream_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "kill_tests.rs"]
+mod kill_tests;

@@ -166,14 +166,15 @@ async fn a_line_of_100_mb_passes_in_pieces_and_its_space_comes_back() {
         }
     });
     // Counting instead of comparing, so that the test itself stays small.
-    rig.control.until(|c| {
-        let mut logs = c.logs.lock().unwrap();
-        assert!(logs.iter().all(|chunk| chunk.data.len() <= cut::CHUNK_BYTES_MAX));
-        let keep = logs.len().saturating_sub(1);
-        logs.drain(..keep);
-        c.taken.load(std::sync::atomic::Ordering::SeqCst) == TOTAL
-    })
-    .await;
+    rig.control
+        .until(|c| {
+            let mut logs = c.logs.lock().unwrap();
+            assert!(logs.iter().all(|chunk| chunk.data.len() <= cut::CHUNK_BYTES_MAX));
+            let keep = logs.len().saturating_sub(1);
+            logs.drain(..keep);
+            c.taken.load(std::sync::atomic::Ordering::SeqCst) == TOTAL
+        })
+        .await;
     writer.await.unwrap();
     let spool = spool_path(rig.folder.path(), source().task, OutputFd::Stdout);
     let on_disk = std::fs::metadata(&spool).unwrap().blocks() * 512;
