@@ -2,7 +2,8 @@
 //!
 //! A passive checkpoint on a connection of its own holds up neither the writer nor a reader. While writes
 //! keep coming it never quite catches up, and the log could not start again from its beginning; so once
-//! the log is long and nearly moved, the writer itself moves the small rest between two groups.
+//! the log is long and nearly moved, the writer itself moves the small rest between two groups. Writes that
+//! outrun the disk are held up in the same way.
 
 use crate::writer::lock;
 use crate::{Db, StoreError};
@@ -17,6 +18,10 @@ const CHECKPOINT_PAGES: u32 = 1_000;
 
 /// Pages of the log from which on the writer finishes the checkpoint itself: 64 MiB.
 const FINISH_PAGES: u32 = 16_384;
+
+/// Pages of the log from which on the writer moves all of it, whatever it takes: 128 MiB. Only writes that
+/// come faster than the disk takes them get that far, and they must be held up somewhere.
+const WAIT_PAGES: u32 = 2 * FINISH_PAGES;
 
 /// The rest that the writer may be asked to move: 4 MiB.
 const FINISH_REST_PAGES: i64 = 1_024;
@@ -39,6 +44,8 @@ pub(crate) struct Checkpointer {
     wanted: Mutex<Wanted>,
     wake: Condvar,
     finish: AtomicBool,
+    /// Held while a checkpoint runs: SQLite refuses a second one.
+    running: Mutex<()>,
     /// Pages at which the next checkpoint is made; only the writer touches it.
     next: Mutex<u32>,
 }
@@ -56,6 +63,7 @@ impl Checkpointer {
     /// Called by the writer between two groups: asks for a checkpoint when one is due.
     pub(crate) fn after_commit(&self, db: &Db) {
         let pages = WAL_PAGES.get();
+        let mut finish = self.finish.swap(false, Ordering::Relaxed);
         let mut next = lock(&self.next);
         if pages + CHECKPOINT_PAGES < *next {
             // The log has started again.
@@ -63,12 +71,16 @@ impl Checkpointer {
         }
         if pages >= *next {
             *next = pages + CHECKPOINT_PAGES;
-            lock(&self.wanted).checkpoint = true;
-            self.wake.notify_one();
+            if pages >= WAIT_PAGES {
+                finish = true;
+            } else {
+                lock(&self.wanted).checkpoint = true;
+                self.wake.notify_one();
+            }
         }
         drop(next);
-        if self.finish.swap(false, Ordering::Relaxed) {
-            match checkpoint(db.connection()) {
+        if finish {
+            match self.checkpoint(db.connection()) {
                 Ok(done) if done.rest > 0 => {
                     tracing::debug!(pages, rest = done.rest, "a reader keeps the log from starting again");
                 }
@@ -76,6 +88,15 @@ impl Checkpointer {
                 Err(error) => log_failure(&error),
             }
         }
+    }
+
+    fn checkpoint(&self, conn: &Connection) -> Result<Done, StoreError> {
+        let _running = lock(&self.running);
+        let done = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            let (pages, moved): (i64, i64) = (row.get(1)?, row.get(2)?);
+            Ok(Done { pages, rest: pages - moved })
+        })?;
+        Ok(done)
     }
 
     /// Ends the thread.
@@ -91,15 +112,26 @@ impl Checkpointer {
             Err(error) => return log_failure(&error),
         };
         while self.wait() {
-            match checkpoint(&conn) {
-                Ok(done) => {
-                    if done.pages >= i64::from(FINISH_PAGES) && (1..=FINISH_REST_PAGES).contains(&done.rest)
-                    {
-                        self.finish.store(true, Ordering::Relaxed);
-                    }
-                }
-                Err(error) => log_failure(&error),
+            if let Err(error) = self.catch_up(&conn) {
+                log_failure(&error);
             }
+        }
+    }
+
+    /// Moves what is in the log. A long log is moved again and again while that brings it closer to its
+    /// end, until the rest is small enough to be left to the writer.
+    fn catch_up(&self, conn: &Connection) -> Result<(), StoreError> {
+        let mut moved = -1;
+        loop {
+            let done = self.checkpoint(conn)?;
+            let long = done.pages >= i64::from(FINISH_PAGES);
+            if long && (1..=FINISH_REST_PAGES).contains(&done.rest) {
+                self.finish.store(true, Ordering::Relaxed);
+            }
+            if !long || done.rest <= FINISH_REST_PAGES || done.pages - done.rest <= moved {
+                return Ok(());
+            }
+            moved = done.pages - done.rest;
         }
     }
 
@@ -120,14 +152,6 @@ impl Checkpointer {
 struct Done {
     pages: i64,
     rest: i64,
-}
-
-fn checkpoint(conn: &Connection) -> Result<Done, StoreError> {
-    let done = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-        let (pages, moved): (i64, i64) = (row.get(1)?, row.get(2)?);
-        Ok(Done { pages, rest: pages - moved })
-    })?;
-    Ok(done)
 }
 
 /// A failed checkpoint loses nothing: the log holds everything, and the next one tries again.

@@ -262,3 +262,25 @@ impl Future for Ticket {
         Pin::new(&mut self.done).poll(cx).map(|done| done.unwrap_or(Err(StoreError::Closed)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SettingWrite;
+
+    /// After a failed sync nothing more is acknowledged: what was written may be lost, and a later sync that
+    /// succeeds would not prove otherwise.
+    #[test]
+    fn a_failed_sync_ends_the_taking_of_writes() {
+        let db = Arc::new(Mutex::new(Db::open_in_memory().unwrap()));
+        // Not a file that can be synced.
+        let unsyncable = File::open("/dev/null").unwrap();
+        assert!(unsyncable.sync_data().is_err());
+        let store = Store::start(db.clone(), Readers::Shared(db), Some(unsyncable)).unwrap();
+        let write = || vec![SettingWrite::Put { key: "k".to_owned(), value: vec![] }.into()];
+        let first = store.submit(write(), Grade::Synced).wait();
+        assert!(matches!(first, Err(StoreError::Poisoned(_))), "{first:?}");
+        let second = store.submit(write(), Grade::Written).wait();
+        assert!(matches!(second, Err(StoreError::Poisoned(_))), "{second:?}");
+    }
+}

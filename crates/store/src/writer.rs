@@ -194,3 +194,44 @@ pub(crate) fn answer(reply: Reply, result: Result<(), StoreError>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+
+    fn push(queue: &Queue) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (reply, done) = oneshot::channel();
+        queue.push(Vec::new(), Grade::Written, reply);
+        done
+    }
+
+    #[tokio::test]
+    async fn says_when_too_much_waits_and_when_there_is_room_again() {
+        let queue = Queue::default();
+        let mut waiting: Vec<_> = (1..QUEUE_BATCHES_SATURATED).map(|_| push(&queue)).collect();
+        queue.room().await;
+        waiting.push(push(&queue));
+        let mut room = std::pin::pin!(queue.room());
+        let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(room.as_mut().poll(&mut nobody).is_pending());
+        assert_eq!(queue.take().unwrap().len(), GROUP_BATCHES_MAX);
+        room.await;
+    }
+
+    #[test]
+    fn holds_up_submitters_at_the_bound_until_there_is_space_or_an_end() {
+        let queue = Queue::default();
+        let mut waiting: Vec<_> = (0..QUEUE_BATCHES_MAX).map(|_| push(&queue)).collect();
+        std::thread::scope(|scope| {
+            let one_more = scope.spawn(|| push(&queue));
+            assert_eq!(queue.take().unwrap().len(), GROUP_BATCHES_MAX);
+            waiting.push(one_more.join().unwrap());
+        });
+        assert_eq!(queue.len(), QUEUE_BATCHES_MAX - GROUP_BATCHES_MAX + 1);
+        queue.refuse(StoreError::Poisoned("the disk is gone".to_owned()));
+        assert!(matches!(waiting.pop().unwrap().blocking_recv(), Ok(Err(StoreError::Poisoned(_)))));
+        assert!(matches!(push(&queue).blocking_recv(), Ok(Err(StoreError::Poisoned(_)))));
+        assert!(queue.take().is_none());
+    }
+}

@@ -1,4 +1,5 @@
 //! What every store must do, run on each kind of store: on a file, and in memory.
+#![allow(clippy::unwrap_used)] // In a test a failure to set up is a failure of the test.
 
 use evoke_core::{
     AppId, BlobId, ClassId, DefinitionId, EnvironmentId, FunctionId, ImageId, MountId, SecretId,

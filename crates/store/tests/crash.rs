@@ -2,6 +2,7 @@
 //!
 //! The tests start this test binary again as the process to be killed: an ignored test, told by an
 //! environment variable where to write.
+#![allow(clippy::unwrap_used)] // In a test a failure to set up is a failure of the test.
 
 use bytes::Bytes;
 use evoke_core::{AppId, SeededEntropy, TaskId, UnixMs};
@@ -116,7 +117,9 @@ fn offset_of(n: u64) -> u64 {
 #[ignore = "the process that another test kills"]
 fn logs_until_killed() {
     let Some(folder) = folder() else { return };
-    let logs = Logs::open(&folder.join("logs"), LogsConfig { segment_bytes: 64 * 1024 }).unwrap();
+    let logs =
+        Logs::open(&folder.join("logs"), LogsConfig { segment_bytes: 64 * 1024, ..LogsConfig::default() })
+            .unwrap();
     let (app, task) = log_ids();
     let taken = logs.taken_over(&app.into(), task).unwrap().0;
     let mut offset = 0;

@@ -2,6 +2,7 @@
 //!
 //! The test runs itself again inside a mount namespace of its own, on a file system of a few MiB. Where
 //! the machine allows no such namespace it says so and passes.
+#![allow(clippy::unwrap_used)] // In a test a failure to set up is a failure of the test.
 
 use bytes::Bytes;
 use evoke_core::{AppId, ErrorCode, SeededEntropy, TaskId, UnixMs};
@@ -107,7 +108,10 @@ fn logs_on_a_full_disk() {
     let mut entropy = SeededEntropy::new(1);
     let app: StreamName = AppId::new(UnixMs(1), &mut entropy).into();
     let task = TaskId::new(UnixMs(1), &mut entropy);
-    let open = || Logs::open(&folder.join("logs"), LogsConfig { segment_bytes: 100_000 }).unwrap();
+    let open = || {
+        Logs::open(&folder.join("logs"), LogsConfig { segment_bytes: 100_000, ..LogsConfig::default() })
+            .unwrap()
+    };
     let entry = |n: u64| NewEntry {
         at_ns: n,
         task: Some(task),

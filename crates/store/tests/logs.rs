@@ -1,4 +1,5 @@
 //! Logs: paging, filters, times, offsets, damage, retention.
+#![allow(clippy::unwrap_used)] // In a test a failure to set up is a failure of the test.
 
 use bytes::Bytes;
 use evoke_core::{AppId, CallId, FunctionId, InputId, SeededEntropy, SystemClock, TaskId, UnixMs};
@@ -37,7 +38,7 @@ fn world(segment_bytes: u64) -> World {
 }
 
 fn open(folder: &Path, segment_bytes: u64) -> Logs {
-    Logs::open(&folder.join("logs"), LogsConfig { segment_bytes }).unwrap()
+    Logs::open(&folder.join("logs"), LogsConfig { segment_bytes, ..LogsConfig::default() }).unwrap()
 }
 
 impl World {
@@ -333,17 +334,23 @@ async fn forgets_by_size_and_by_age() {
 #[tokio::test]
 async fn many_streams_need_few_files_and_bounded_memory() {
     let world = world(1 << 20);
+    let config = LogsConfig { streams_max: 100, ..LogsConfig::default() };
+    let logs = Logs::open(&world.folder.path().join("many"), config).unwrap();
     let mut entropy = SeededEntropy::new(77);
-    let apps: Vec<StreamName> = (0..5_000).map(|n| AppId::new(UnixMs(n), &mut entropy).into()).collect();
-    for _ in 0..2 {
+    let apps: Vec<StreamName> = (0..300).map(|n| AppId::new(UnixMs(n), &mut entropy).into()).collect();
+    // Whoever follows is woken, however many other streams were used since.
+    let follow = logs.subscribe(&apps[0]).unwrap();
+    for _ in 0..3 {
         for app in &apps {
-            world.logs.append(app, &[world.entry(1)]).unwrap();
+            logs.append(app, &[world.spooled(1, 0, "once")]).unwrap();
+            logs.append(app, &[world.entry(1)]).unwrap();
         }
     }
+    assert_eq!(*follow.borrow(), logs.end(&apps[0]).unwrap());
     let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    assert!(open < 700, "{open}");
-    for app in apps.iter().step_by(499) {
-        let page = world.logs.read_from(app.clone(), Cursor::START, Filter::default()).await.unwrap();
-        assert_eq!(page.entries.len(), 2);
+    assert!(open < 400, "{open}");
+    for app in apps.iter().step_by(49) {
+        let page = logs.read_from(app.clone(), Cursor::START, Filter::default()).await.unwrap();
+        assert_eq!(page.entries.len(), 4);
     }
 }

@@ -1,4 +1,5 @@
 //! Opening a database: again, a broken one, somebody else's, a newer one.
+#![allow(clippy::unwrap_used)] // In a test a failure to set up is a failure of the test.
 
 use evoke_store::{Grade, SettingWrite, Store, StoreError, Write};
 use std::path::PathBuf;

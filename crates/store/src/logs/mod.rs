@@ -40,19 +40,18 @@ use stream::{Shared, StreamState, View};
 use sync::LogSyncer;
 use tokio::sync::watch;
 
-/// Streams whose state is kept in memory; that of others is read again from their last segment.
-const STREAMS_MAX: usize = 4_096;
-
 /// How the log store is set up.
 #[derive(Debug, Clone)]
 pub struct LogsConfig {
     /// Bytes after which a new segment begins.
     pub segment_bytes: u64,
+    /// Streams whose state is kept in memory; that of others is read again from their last segment.
+    pub streams_max: usize,
 }
 
 impl Default for LogsConfig {
     fn default() -> Self {
-        Self { segment_bytes: 8 * 1024 * 1024 }
+        Self { segment_bytes: 8 * 1024 * 1024, streams_max: 4_096 }
     }
 }
 
@@ -149,6 +148,7 @@ type Hook = Box<dyn Fn(&StreamName) + Send + Sync>;
 
 struct Inner {
     root: PathBuf,
+    streams_max: usize,
     streams: Mutex<Streams>,
     shared: Shared,
     hook: OnceLock<Hook>,
@@ -171,7 +171,7 @@ impl Logs {
     /// Opens the log store in the folder `root`, which is made if there is none. Reads nothing yet.
     pub fn open(root: &Path, config: LogsConfig) -> Result<Self, StoreError> {
         std::fs::create_dir_all(root)?;
-        let syncer = Arc::new(LogSyncer::default());
+        let syncer = Arc::new(LogSyncer::new(root));
         let run = {
             let syncer = syncer.clone();
             move || syncer.run()
@@ -180,6 +180,7 @@ impl Logs {
         let shared = Shared { files: Default::default(), syncer, segment_bytes: config.segment_bytes };
         let inner = Inner {
             root: root.to_owned(),
+            streams_max: config.streams_max.max(1),
             streams: Mutex::default(),
             shared,
             hook: OnceLock::new(),
@@ -311,7 +312,7 @@ impl Inner {
             *used = now;
             return state.clone();
         }
-        if streams.states.len() >= STREAMS_MAX {
+        if streams.states.len() >= self.streams_max {
             streams.evict();
         }
         let state = Arc::new(Mutex::new(StreamState::new(self.root.join(&name.0))));

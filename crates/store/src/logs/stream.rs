@@ -139,7 +139,7 @@ impl StreamState {
         }
         loaded.end += pending.bytes.len() as u64;
         loaded.taken.extend(pending.taken);
-        shared.syncer.dirty(segment::path(&self.folder, loaded.last), &file);
+        shared.syncer.dirty(segment::path(&self.folder, loaded.last));
         self.end.send_replace(Cursor { segment: loaded.last, offset: loaded.end });
         Ok(())
     }
@@ -165,9 +165,8 @@ impl StreamState {
         let written = create(&segment::path(&self.folder, number), &bytes);
         match written {
             Ok(file) => {
-                let file = Arc::new(file);
-                shared.syncer.dirty(segment::path(&self.folder, number), &file);
-                shared.files.put(&self.folder, number, file);
+                shared.syncer.dirty(segment::path(&self.folder, number));
+                shared.files.put(&self.folder, number, Arc::new(file));
                 let first = self.loaded.as_ref().map_or(number, |loaded| loaded.first);
                 let end = bytes.len() as u64;
                 self.loaded = Some(Loaded { first, last: number, end, index: BlockIndex::default(), taken });
