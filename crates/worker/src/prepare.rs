@@ -2,7 +2,7 @@
 
 use crate::config::{ARGUMENTS_FILE, CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};
 use evoke_proto::worker::{Assignment, LayerOwner, NetworkMode};
-use evoke_runtime::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, ProcessSpec, Program};
+use evoke_runtime::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, ProcessSpec};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -81,14 +81,9 @@ pub(crate) fn process_spec(assignment: &Assignment, stdout: OwnedFd, stderr: Own
     let theirs = assignment.env.iter().filter(|(name, _)| ours.iter().all(|(own, _)| own != name));
     let mut env: Vec<_> = theirs.cloned().collect();
     env.extend(ours);
-    ProcessSpec {
-        name: MAIN_PROGRAM.to_owned(),
-        program: Program::Exec { argv: assignment.argv.clone() },
-        env,
-        cwd: assignment.cwd.clone(),
-        user: String::new(),
-        stdin: None,
-        stdout,
-        stderr,
-    }
+    let mut spec = ProcessSpec::new(assignment.argv.clone(), stdout, stderr);
+    spec.name = MAIN_PROGRAM.to_owned();
+    spec.env = env;
+    spec.cwd = assignment.cwd.clone();
+    spec
 }
