@@ -7,6 +7,7 @@ use crate::data_folder::DataFolder;
 use crate::nearest::nearest;
 use anyhow::{Context, Result};
 use evoke_core::Error;
+use evoke_image::BaseConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,31 +18,17 @@ const MACHINE_FILE: &str = "/etc/evoke/evoke.toml";
 pub(crate) const LISTEN_DEFAULT: &str = "127.0.0.1:7350";
 
 /// What may be configured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// Where clients reach the server, `HOST:PORT`; port 0 takes a free one.
     pub listen: String,
-    /// Where images come from.
-    pub image: ImageConfig,
+    /// Where base images come from.
+    pub images: BaseConfig,
     /// The GPUs of this machine.
     pub gpu: GpuConfig,
     /// Bounds that this machine puts on what runs on it.
     pub limits: LimitsConfig,
-}
-
-/// Where images come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ImageConfig {
-    /// In which order base images are looked for: `registry`, `debian`, `host`.
-    pub bases: Vec<String>,
-    /// Mirrors per registry, tried before it: `"docker.io" = ["http://127.0.0.1:5000"]`.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-    /// The Debian archive that the `debian` base is made from.
-    pub debian_mirror: Option<String>,
-    /// The interpreter whose view of this machine the `host` base is.
-    pub host_python: Option<String>,
 }
 
 /// The GPUs of this machine.
@@ -72,20 +59,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: LISTEN_DEFAULT.to_owned(),
-            image: ImageConfig::default(),
+            images: BaseConfig::default(),
             gpu: GpuConfig::default(),
             limits: LimitsConfig::default(),
-        }
-    }
-}
-
-impl Default for ImageConfig {
-    fn default() -> Self {
-        Self {
-            bases: vec!["registry".to_owned(), "debian".to_owned()],
-            mirrors: BTreeMap::new(),
-            debian_mirror: None,
-            host_python: None,
         }
     }
 }
@@ -119,8 +95,8 @@ fn parse(text: &str) -> Result<toml::Table> {
 /// Every key there is: the defaults, with those that have none.
 fn known() -> Result<toml::Table> {
     let mut all = Config::default();
-    all.image.debian_mirror = Some(String::new());
-    all.image.host_python = Some(String::new());
+    all.images.debian.mirror = Some(String::new());
+    all.images.debian.security_mirror = Some(String::new());
     all.gpu.declared = Some(Vec::new());
     all.limits = LimitsConfig {
         containers_max: Some(0),
@@ -180,16 +156,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::load(&DataFolder::at(folder.path())).unwrap();
         assert_eq!(config.listen, LISTEN_DEFAULT);
-        assert_eq!(config.image.bases, ["registry", "debian"]);
+        assert_eq!(config.images.order, BaseConfig::default().order);
     }
 
     #[test]
     fn every_section_is_read() {
-        let text = "listen = \"0.0.0.0:1\"\n[image]\nbases = [\"host\"]\nmirrors = { \"docker.io\" = [\"http://m\"] }\n\
+        let text = "listen = \"0.0.0.0:1\"\n[images]\norder = [\"host\"]\n\
+                    registry.mirrors = { \"docker.io\" = [\"http://m\"] }\ndebian.mirror = \"http://d\"\n\
                     [gpu]\ndeclared = [\"H100\"]\nsubstitute = { A10G = \"any\" }\n[limits]\nmemory_mib = 512\n";
         let config = load(text).unwrap();
         assert_eq!(config.listen, "0.0.0.0:1");
-        assert_eq!(config.image.mirrors["docker.io"], ["http://m"]);
+        assert_eq!(config.images.registry.mirrors["docker.io"], ["http://m"]);
         assert_eq!(config.gpu.substitute["A10G"], "any");
         assert_eq!(config.limits.memory_mib, Some(512));
     }
@@ -197,7 +174,7 @@ mod tests {
     #[test]
     fn unknown_keys_name_the_closest() {
         assert!(refusal("lisen = \"x\"").contains("did you mean `listen`?"));
-        assert!(refusal("[image]\nbase = []").contains("did you mean `image.bases`?"));
+        assert!(refusal("[images]\nordr = []").contains("did you mean `images.order`?"));
         assert!(refusal("[gpu]\nzzzzzz = 1").contains("known keys here"));
         assert!(refusal("[limits]\nmemory_mib = \"a\"").contains("memory_mib"));
     }
@@ -205,10 +182,10 @@ mod tests {
     #[test]
     fn the_later_file_wins_key_by_key() {
         let mut base: toml::Table =
-            "listen = \"a\"\n[image]\nbases = [\"host\"]\ndebian_mirror = \"d\"".parse().unwrap();
-        merge(&mut base, "[image]\nbases = [\"debian\"]".parse().unwrap());
+            "listen = \"a\"\n[images]\norder = [\"host\"]\ndebian.mirror = \"d\"".parse().unwrap();
+        merge(&mut base, "[images]\norder = [\"debian\"]".parse().unwrap());
         let config: Config = base.try_into().unwrap();
-        assert_eq!((config.listen.as_str(), config.image.debian_mirror.as_deref()), ("a", Some("d")));
-        assert_eq!(config.image.bases, ["debian"]);
+        assert_eq!((config.listen.as_str(), config.images.debian.mirror.as_deref()), ("a", Some("d")));
+        assert_eq!(config.images.order, [evoke_image::BaseSource::Debian]);
     }
 }

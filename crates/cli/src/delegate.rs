@@ -3,7 +3,7 @@
 //! The interpreter replaces this process, so that signals, the terminal and the exit code are the client's own.
 
 use crate::background;
-use crate::client_bundle;
+use crate::client_bundle::{self, ClientBundle};
 use crate::data_folder::DataFolder;
 use crate::interpreter::{CLIENT_VERSION, Client, Interpreter};
 use crate::local::{Access, access, is_no_server, no_server};
@@ -46,7 +46,7 @@ const NEED_NONE: [&str; 6] = ["profile", "config", "token", "skills", "setup", "
 const OURS: [&str; 6] = ["up", "down", "status", "env", "doctor", "explain"];
 
 /// Runs the official CLI as `python -m modal` does, but under our name, so that its usage lines are right.
-const ENTRY: &str = "import sys; sys.argv[0] = 'evoke'; from modal.__main__ import main; main()";
+const ENTRY: &str = "from modal.__main__ import main; main()";
 
 /// Runs the official verb `words[0]` with its arguments.
 pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode> {
@@ -57,12 +57,24 @@ pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode>
     let interpreter = Interpreter::find(&folder)?;
     let client = interpreter.client()?;
     let access = access_for(&data, &verb, &words)?;
-    let bundle = client_path(&interpreter, &client)?;
+    let bundle = client_bundle(&interpreter, &client)?;
     let mut command = Command::new(&interpreter.executable);
-    command.args(["-c", ENTRY]).args(&words);
-    set_environment(&mut command, access.as_ref(), bundle.as_deref())?;
+    command.arg("-c").arg(program(bundle.as_ref())).args(&words);
+    set_environment(&mut command, access.as_ref(), bundle.as_ref())?;
     let error = command.exec();
     Err(error).with_context(|| format!("running {}", interpreter.executable.display()))
+}
+
+/// What the interpreter runs. The bundle's dependencies go to the end of its path, so that whatever the
+/// person installed is found first.
+fn program(bundle: Option<&ClientBundle>) -> String {
+    let mut lines = "import sys; sys.argv[0] = 'evoke'; ".to_owned();
+    if let Some(bundle) = bundle {
+        // A JSON string is a Python string, too.
+        let folder = serde_json::Value::from(bundle.last.to_string_lossy());
+        lines.push_str(&format!("sys.path.append({folder}); "));
+    }
+    lines + ENTRY
 }
 
 /// `evoke help VERB`: our own help, or the official CLI's.
@@ -119,8 +131,8 @@ fn asks_for_help(words: &[OsString]) -> bool {
     words.iter().take_while(|w| *w != "--").any(|w| w == "--help" || w == "-h")
 }
 
-/// The folders of Evoke's client bundle, if the interpreter's own client is not used.
-fn client_path(interpreter: &Interpreter, client: &Client) -> Result<Option<Vec<PathBuf>>> {
+/// Evoke's client bundle, if the interpreter's own client is not used.
+fn client_bundle(interpreter: &Interpreter, client: &Client) -> Result<Option<ClientBundle>> {
     let python = interpreter.executable.display();
     match client {
         Client::Own => return Ok(None),
@@ -131,8 +143,8 @@ fn client_path(interpreter: &Interpreter, client: &Client) -> Result<Option<Vec<
             );
         }
     }
-    match client_bundle::folders(interpreter) {
-        Ok(folders) => Ok(Some(folders)),
+    match client_bundle::obtain(interpreter) {
+        Ok(bundle) => Ok(Some(bundle)),
         Err(error) => {
             let what = format!(
                 "{python} has no usable client package, and Evoke's own could not be made: {error:#}"
@@ -144,7 +156,11 @@ fn client_path(interpreter: &Interpreter, client: &Client) -> Result<Option<Vec<
 }
 
 /// The client's environment: the server and its token, and nothing of a Modal account beside it.
-fn set_environment(command: &mut Command, access: Option<&Access>, bundle: Option<&[PathBuf]>) -> Result<()> {
+fn set_environment(
+    command: &mut Command,
+    access: Option<&Access>,
+    bundle: Option<&ClientBundle>,
+) -> Result<()> {
     if let Some(access) = access {
         command.env(names::MODAL_SERVER_URL, &access.address);
         command.env(names::MODAL_TOKEN_ID, &access.token.token_id);
@@ -159,10 +175,10 @@ fn set_environment(command: &mut Command, access: Option<&Access>, bundle: Optio
             command.env(names::MODAL_CONFIG_PATH, file);
         }
     }
-    if let Some(folders) = bundle {
+    if let Some(bundle) = bundle {
         let given = std::env::var_os(names::PYTHONPATH).filter(|p| !p.is_empty());
         let rest = given.iter().flat_map(|paths| std::env::split_paths(paths).collect::<Vec<_>>());
-        let joined = std::env::join_paths(folders.iter().cloned().chain(rest))
+        let joined = std::env::join_paths(std::iter::once(bundle.first.clone()).chain(rest))
             .context("a folder on PYTHONPATH or of the client bundle has a colon in its name")?;
         command.env(names::PYTHONPATH, joined);
     }

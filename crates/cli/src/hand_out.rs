@@ -39,7 +39,10 @@ impl HandOut {
                 Reply::Access(Access { address: self.launch.address.clone(), token: self.token.clone() })
             }
             Request::Status => {
-                let counts = self.insight.counts().await;
+                let counts = match self.insight.counts().await {
+                    Ok(counts) => counts,
+                    Err(error) => return refused(error),
+                };
                 Reply::Status(Status {
                     address: self.launch.address.clone(),
                     data: self.launch.data.display().to_string(),
@@ -52,8 +55,8 @@ impl HandOut {
                 })
             }
             Request::Explain { id } => match self.insight.explain(&id).await {
-                Ok(explanation) => Reply::Explanation(Box::new(explanation)),
-                Err(error) => Reply::Failed { denied: false, message: error.message, hint: error.hint },
+                Ok(explanation) => Reply::Explanation(explanation),
+                Err(error) => refused(error),
             },
             Request::Stop => {
                 self.stop.notify_one();
@@ -70,6 +73,10 @@ impl HandOut {
         let read = |file| std::fs::read_to_string(file).unwrap_or_default();
         in_service_group(uid, gid, &read("/etc/group"), &read("/etc/passwd"))
     }
+}
+
+fn refused(error: evoke_core::Error) -> Reply {
+    Reply::Failed { denied: false, message: error.message, hint: error.hint }
 }
 
 /// Serves `listener` until the task is aborted.

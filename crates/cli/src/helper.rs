@@ -7,18 +7,33 @@ use crate::config::Config;
 use crate::data_folder::{DataFolder, ServiceUser};
 use crate::names;
 use anyhow::{Context, Result};
+use evoke_image::BaseSource;
 use evoke_runtime::{GuestBinary, HelperConfig, fds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 /// The static program that is PID 1 of every container.
 static GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evoke-guest"));
+
+/// Folders of programs and libraries, and the authorities that they trust; nothing of people.
+const HOST_ROOTS: [&str; 10] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/opt/cuda",
+    "/etc/ssl/certs",
+    "/etc/alternatives",
+    "/etc/ld.so.conf.d",
+];
 
 /// The running helper, as its starter sees it.
 #[derive(Debug)]
@@ -54,10 +69,13 @@ pub(crate) fn start(data: &DataFolder, user: ServiceUser, config: &Config) -> Re
 
 /// What the `host` base shows of this machine, only where the configuration allows that base at all.
 fn host_roots(config: &Config) -> Vec<PathBuf> {
-    if !config.image.bases.iter().any(|base| base == "host") {
+    if !config.images.order.contains(&BaseSource::Host) {
         return Vec::new();
     }
-    ["/usr", "/opt"].into_iter().map(PathBuf::from).filter(|root| root.is_dir()).collect()
+    let interpreters = config.images.host.python.iter().filter_map(|python| python.ancestors().nth(2));
+    let more = config.images.host.extra.iter().map(PathBuf::as_path);
+    let all = HOST_ROOTS.iter().map(Path::new).chain(interpreters).chain(more);
+    all.filter(|root| root.is_dir() && root.parent().is_some()).map(Path::to_path_buf).collect()
 }
 
 impl Helper {

@@ -5,7 +5,6 @@
 //! request then waits instead of failing; the bound on that wait is [`REPLY_WAIT_MAX`].
 
 use crate::data_folder::DataFolder;
-use crate::explain::Explanation;
 use crate::token::Token;
 use anyhow::{Context, Result};
 use evoke_core::{Error, ErrorCode};
@@ -49,7 +48,7 @@ pub(crate) enum Reply {
     /// To [`Request::Status`].
     Status(Status),
     /// To [`Request::Explain`].
-    Explanation(Box<Explanation>),
+    Explanation(serde_json::Value),
     /// To [`Request::Stop`]: accepted; the holder's end is the end.
     Stopping {
         /// The process whose end means that everything has ended.

@@ -33,10 +33,15 @@ mod token;
 mod up;
 
 use args::{Cli, Verb};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().len() == 1 {
+        // Said here and not left to the parser, for which EVOKE_DATA in the environment counts as an argument.
+        eprint!("{}", Cli::command().render_help());
+        return ExitCode::from(2);
+    }
     let cli = Cli::parse();
     match run(cli) {
         Ok(code) => code,

@@ -9,6 +9,8 @@ use std::path::Path;
 
 /// Letters of either part after its prefix: 22 of 62 are 131 bits.
 const PART_LETTERS: usize = 22;
+/// Bytes of a key.
+const KEY_BYTES: usize = 32;
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// A token of the workspace.
@@ -37,23 +39,42 @@ impl Token {
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let token = Self::random(entropy);
-                token.write(file).with_context(|| format!("writing {}", file.display()))?;
+                write_private(file, &serde_json::to_vec_pretty(&token)?)
+                    .with_context(|| format!("writing {}", file.display()))?;
                 Ok(token)
             }
             Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
         }
     }
+}
 
-    /// Written beside the file and moved over it, so that no reader ever sees half of it.
-    fn write(&self, file: &Path) -> Result<()> {
-        let beside = file.with_extension("new");
-        let mut out =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        out.write_all(&serde_json::to_vec_pretty(self)?)?;
-        out.sync_all()?;
-        std::fs::rename(&beside, file)?;
-        Ok(())
+/// A secret key in `file`; made there if the file does not exist.
+pub(crate) fn load_or_make_key(file: &Path, entropy: &mut dyn Entropy) -> Result<[u8; KEY_BYTES]> {
+    match std::fs::read(file) {
+        Ok(bytes) => <[u8; KEY_BYTES]>::try_from(bytes).ok().with_context(|| {
+            format!("{} does not hold a key of {KEY_BYTES} bytes; remove it to get a new one", file.display())
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut key = [0u8; KEY_BYTES];
+            for part in key.chunks_mut(8) {
+                part.copy_from_slice(&entropy.next_u64().to_le_bytes()[..part.len()]);
+            }
+            write_private(file, &key).with_context(|| format!("writing {}", file.display()))?;
+            Ok(key)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
     }
+}
+
+/// Written beside the file and moved over it, so that no reader ever sees half of it.
+fn write_private(file: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = file.with_extension("new");
+    let mut out =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    std::fs::rename(&beside, file)?;
+    Ok(())
 }
 
 /// Random letters without bias: values that do not fill the alphabet evenly are drawn again.

@@ -6,7 +6,13 @@ use std::process::{Command, Output};
 fn evoke(folder: &Path, words: &[&str]) -> Output {
     // A verb that should have been refused must not hang the tests.
     let mut command = Command::new("timeout");
-    command.arg("60").arg(env!("CARGO_BIN_EXE_evoke")).args(words).current_dir(folder).env("EVOKE_DATA", folder.join("data")).env("HOME", folder);
+    command
+        .arg("60")
+        .arg(env!("CARGO_BIN_EXE_evoke"))
+        .args(words)
+        .current_dir(folder)
+        .env("EVOKE_DATA", folder.join("data"))
+        .env("HOME", folder);
     for name in ["VIRTUAL_ENV", "MODAL_SERVER_URL", "MODAL_CONFIG_PATH", "XDG_CONFIG_HOME", "PYTHONPATH"] {
         command.env_remove(name);
     }

@@ -1,0 +1,205 @@
+//! The image builder as control asks it: the client's description of an image becomes a recipe, the built
+//! image becomes what containers need.
+
+use super::bytecode::Bytecode;
+use async_trait::async_trait;
+use evoke_control::ports::{BuildRequest, BuiltImage, ImageBuilder, StoredLayer};
+use evoke_core::Error;
+use evoke_image::{
+    Context, ContextEntry, ContextMount, ImageError, ImageSpec, LayerOwner, LayerRef, Libc, LogSink,
+    LogStream, Recipe, SecretRef,
+};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Folders of the context mounts of builds that run, by the mount's id.
+#[derive(Default)]
+pub(super) struct Contexts(Mutex<HashMap<String, PathBuf>>);
+
+impl Contexts {
+    fn put(&self, mount: &str, folder: PathBuf) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(mount.to_owned(), folder);
+    }
+}
+
+#[async_trait]
+impl Context for Contexts {
+    async fn tree(&self, mount_id: &str) -> Result<PathBuf, ImageError> {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(mount_id).cloned();
+        found.ok_or_else(|| ImageError::Unsupported(format!("the files of mount {mount_id} are not here")))
+    }
+}
+
+/// The image builder.
+pub(super) struct Images {
+    builder: evoke_image::ImageBuilder,
+    contexts: Arc<Contexts>,
+    layers: PathBuf,
+    bytecode: Bytecode,
+}
+
+impl Images {
+    pub(super) fn new(
+        builder: evoke_image::ImageBuilder,
+        contexts: Arc<Contexts>,
+        layers: PathBuf,
+        bytecode: Bytecode,
+    ) -> Self {
+        Self { builder, contexts, layers, bytecode }
+    }
+}
+
+/// Where the lines of a build go.
+struct Lines(Arc<dyn Fn(i32, &str) + Send + Sync>);
+
+impl LogSink for Lines {
+    fn write(&self, stream: LogStream, text: &str) {
+        let fd = match stream {
+            LogStream::Stdout => 1,
+            LogStream::Stderr => 2,
+        };
+        (self.0)(fd, text);
+    }
+}
+
+#[async_trait]
+impl ImageBuilder for Images {
+    async fn build(&self, request: BuildRequest) -> Result<BuiltImage, Error> {
+        let image = request.image;
+        let context_mount = request.context.map(|(files, folder)| {
+            self.contexts.put(&image.context_mount_id, folder);
+            let entries = files.into_iter().map(|file| ContextEntry {
+                path: file.filename.trim_start_matches('/').to_owned(),
+                sha256: file.sha256_hex,
+                mode: file.mode,
+            });
+            ContextMount { id: image.context_mount_id.clone(), entries: entries.collect() }
+        });
+        let mut bases = std::collections::BTreeMap::new();
+        for (name, built) in &request.bases {
+            bases.insert(name.clone(), spec_of(built)?);
+        }
+        let recipe = Recipe {
+            lines: image.dockerfile_commands,
+            bases,
+            context_files: image.context_files.into_iter().map(|f| (f.filename, f.data.to_vec())).collect(),
+            context_mount,
+            build_args: image.build_args.into_iter().collect(),
+            secrets: secrets(&image.secret_ids, &request.secrets),
+            builder_version: request.builder_version,
+            run_function: None,
+        };
+        let wanted = evoke_image::BuildRequest {
+            recipe,
+            secret_env: request.secrets,
+            credentials: None,
+            force_build: request.force,
+            ignore_cache: false,
+        };
+        let spec = self.builder.build(wanted, Arc::new(Lines(request.log))).await.map_err(|e| e.to_core())?;
+        let built = built_of(&spec)?;
+        self.bytecode.prepare(&built);
+        Ok(built)
+    }
+
+    fn layer_path(&self, name: &str) -> PathBuf {
+        self.layers.join(name)
+    }
+
+    async fn with_layer(&self, base: &BuiltImage, layer: &str) -> Result<BuiltImage, Error> {
+        let path = self.layer_path(Path::new(layer).file_name().and_then(|n| n.to_str()).unwrap_or(layer));
+        let mut spec = spec_of(base)?;
+        // Named by what it is, not by how it came to be: a function's work cannot be told from its recipe.
+        let digest = hex(&Sha256::digest(path.to_string_lossy().as_bytes()));
+        spec.layers.push(LayerRef { digest, path, owner: LayerOwner::Canonical });
+        built_of(&spec)
+    }
+}
+
+/// A secret's values decide what a step sees, so they are part of the recipe's identity: as a digest.
+fn secrets(ids: &[String], values: &[(String, String)]) -> Vec<SecretRef> {
+    let mut sorted: Vec<_> = values.iter().collect();
+    sorted.sort();
+    let mut hash = Sha256::new();
+    for (name, value) in sorted {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        hash.update((value.len() as u64).to_le_bytes());
+        hash.update(value);
+    }
+    let digest = hash.finalize();
+    let mut version = [0u8; 8];
+    version.copy_from_slice(&digest[..8]);
+    ids.iter().map(|id| SecretRef { id: id.clone(), version: u64::from_le_bytes(version) }).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The builder's own description, carried along in what control stores.
+pub(super) fn spec_of(built: &BuiltImage) -> Result<ImageSpec, Error> {
+    serde_json::from_str(&built.spec)
+        .map_err(|e| Error::internal(format!("a stored image does not read: {e}")))
+}
+
+fn built_of(spec: &ImageSpec) -> Result<BuiltImage, Error> {
+    let layers = spec.layers.iter().map(|layer| StoredLayer {
+        path: layer.path.to_string_lossy().into_owned(),
+        single: match layer.owner {
+            LayerOwner::Canonical => None,
+            LayerOwner::Single { uid, gid } => Some((uid, gid)),
+        },
+    });
+    let python = spec.python.as_ref();
+    Ok(BuiltImage {
+        layers: layers.collect(),
+        env: spec.env.clone(),
+        // An image that sets none starts in the home folder, as the platform documents.
+        workdir: if spec.workdir == "/" { String::new() } else { spec.workdir.clone() },
+        python: python.map(|p| p.version.trim_start_matches("Python ").to_owned()).unwrap_or_default(),
+        python_path: python.map(|p| p.path.clone()).unwrap_or_default(),
+        libc: match &spec.libc {
+            Some(Libc::Glibc(version)) => {
+                format!("glibc {}", version.as_deref().unwrap_or_default()).trim().to_owned()
+            }
+            Some(Libc::Musl) => "musl 1.2".to_owned(),
+            None => String::new(),
+        },
+        builder_version: spec.builder_version.clone(),
+        spec: serde_json::to_string(spec).map_err(|e| Error::internal(format!("storing an image: {e}")))?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evoke_image::PythonInfo;
+
+    #[test]
+    fn an_image_survives_being_stored() {
+        let mut spec = ImageSpec { builder_version: "2025.06".into(), ..ImageSpec::default() };
+        spec.python = Some(PythonInfo {
+            version: "Python 3.11.2".into(),
+            path: "/usr/local/bin/python".into(),
+            minor: 11,
+        });
+        spec.libc = Some(Libc::Glibc(Some("2.36".into())));
+        spec.layers.push(LayerRef { digest: "d".into(), path: "/l/d".into(), owner: LayerOwner::Canonical });
+        let built = built_of(&spec).unwrap();
+        assert_eq!(
+            (built.python.as_str(), built.libc.as_str(), built.workdir.as_str()),
+            ("3.11.2", "glibc 2.36", "")
+        );
+        assert_eq!(spec_of(&built).unwrap(), spec);
+    }
+
+    #[test]
+    fn other_values_of_a_secret_are_another_recipe() {
+        let of = |value: &str| secrets(&["st-1".into()], &[("K".into(), value.into())]);
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+    }
+}

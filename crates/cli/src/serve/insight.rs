@@ -1,0 +1,40 @@
+//! What the local socket tells about the roles.
+
+use super::pages::failed;
+use async_trait::async_trait;
+use evoke_control::Control;
+use evoke_core::Error;
+use std::sync::Arc;
+
+/// Answers `evoke status` and `evoke explain`.
+#[async_trait]
+pub(crate) trait Insight: Send + Sync {
+    /// Counts for `evoke status`.
+    async fn counts(&self) -> Result<Counts, Error>;
+    /// Where the time of `id` went.
+    async fn explain(&self, id: &str) -> Result<serde_json::Value, Error>;
+}
+
+/// For `evoke status`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Apps that are not stopped.
+    pub apps: u64,
+    /// Containers that exist.
+    pub containers: u64,
+}
+
+/// From the control plane of this process.
+pub(super) struct OfControl(pub Arc<Control>);
+
+#[async_trait]
+impl Insight for OfControl {
+    async fn counts(&self) -> Result<Counts, Error> {
+        let apps = self.0.app_overviews().await.map_err(failed)?;
+        let live = apps.iter().filter(|app| app.stopped.is_none()).count() as u64;
+        Ok(Counts { apps: live, containers: apps.iter().map(|app| app.containers).sum() })
+    }
+    async fn explain(&self, id: &str) -> Result<serde_json::Value, Error> {
+        self.0.explain(id).await.map_err(failed)
+    }
+}

@@ -1,0 +1,26 @@
+//! Addresses for control, signed by the gateway that will serve them.
+
+use evoke_control::ports::Urls;
+use evoke_core::{AppId, BlobId};
+use evoke_gateway::UrlSigner;
+
+/// The gateway's signed addresses.
+pub(super) struct Signed(pub UrlSigner);
+
+impl Urls for Signed {
+    fn app(&self, origin: &str, app: AppId) -> String {
+        self.0.app(origin, app)
+    }
+    fn blob_put(&self, origin: &str, blob: BlobId) -> String {
+        self.0.blob_put(origin, blob)
+    }
+    fn blob_part(&self, origin: &str, blob: BlobId, number: u32) -> String {
+        self.0.blob_part(origin, blob, number)
+    }
+    fn blob_complete(&self, origin: &str, blob: BlobId) -> String {
+        self.0.blob_complete(origin, blob)
+    }
+    fn blob_get(&self, origin: &str, blob: BlobId) -> String {
+        self.0.blob_get(origin, blob)
+    }
+}
