@@ -66,10 +66,8 @@ pub(crate) fn launch(data: &DataFolder, options: &[&str]) -> Result<String> {
 
 /// Waits for others that start a server for the same folder.
 fn start_lock(data: &DataFolder) -> Result<std::fs::File> {
+    data.prepare()?;
     let path = data.start_lock_file();
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
         .with_context(|| format!("opening {}", path.display()))?;

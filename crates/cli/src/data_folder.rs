@@ -116,6 +116,8 @@ impl DataFolder {
             std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         }
         make_folder(&self.root, FOLDER_MODE, user).with_context(|| format!("making {path}"))?;
+        // First of all, because it is what marks the folder as ours.
+        self.open_lock_file(user)?;
         for name in INSIDE {
             let inside = self.root.join(name);
             make_folder(&inside, PRIVATE_MODE, user)
@@ -133,7 +135,7 @@ impl DataFolder {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return Ok(()) };
         for entry in entries {
             let name = entry.with_context(|| format!("reading {}", self.root.display()))?.file_name();
-            let ours = ["evoke.toml", "up.log", "run", "lost+found"].iter().any(|known| name == *known);
+            let ours = ["evoke.toml", "lost+found"].iter().any(|known| name == *known);
             if !ours {
                 let what = format!("{} is not empty and not a data folder of Evoke", self.root.display());
                 return Err(Error::invalid(what)
@@ -170,15 +172,20 @@ impl DataFolder {
         Ok(())
     }
 
-    /// Takes the folder's lock; who has it already is named in the error.
-    pub(crate) fn lock(&self, user: ServiceUser) -> Result<Lock> {
+    fn open_lock_file(&self, user: ServiceUser) -> Result<std::fs::File> {
         let path = self.lock_file();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd: OwnedFd = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
             .with_context(|| format!("opening {}", path.display()))?;
         rustix::fs::fchown(&fd, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
             .with_context(|| format!("giving {} to the service user", path.display()))?;
-        let mut file = std::fs::File::from(fd);
+        Ok(std::fs::File::from(fd))
+    }
+
+    /// Takes the folder's lock; who has it already is named in the error.
+    pub(crate) fn lock(&self, user: ServiceUser) -> Result<Lock> {
+        let path = self.lock_file();
+        let mut file = self.open_lock_file(user)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Lock { file }),
             Err(rustix::io::Errno::WOULDBLOCK) => {

@@ -193,3 +193,38 @@ fn a_killed_holder_takes_its_server_along_and_the_next_start_works() {
     assert!(token(&up.evoke(&["env"])).is_some());
     assert!(up.evoke(&["down"]).status.success());
 }
+
+#[test]
+fn a_new_folder_gets_a_server_in_the_background_and_two_starts_at_once_are_one() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not run: `evoke up` needs root");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let bin = folder.path().join(".venv/bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let script = "#!/bin/sh\ncase \"$2\" in *find_spec*) echo '{\"executable\": \"EXE\", \"major\": 3, \"minor\": 11, \
+                  \"origin\": \"/s/modal/__init__.py\", \"client\": \"1.6.4\", \"glibc\": true}';; \
+                  *) echo \"url=$MODAL_SERVER_URL id=$MODAL_TOKEN_ID\";; esac\n";
+    let python = bin.join("python");
+    std::fs::write(&python, script.replace("EXE", &python.display().to_string())).unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let run = || {
+        let mut command = command(&folder);
+        command
+            .args(["app", "list"])
+            .current_dir(folder.path())
+            .env("HOME", folder.path())
+            .env_remove("VIRTUAL_ENV");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let outputs = [run(), run()].map(|child| child.wait_with_output().unwrap());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let said: String = outputs.iter().map(|output| text(&output.stderr)).collect();
+    let out: Vec<String> = outputs.iter().map(|output| text(&output.stdout)).collect();
+    let ended = command(&folder).arg("down").output().unwrap();
+    assert_eq!(said.matches("in the background").count(), 1, "{said}");
+    assert!(out[0].starts_with("url=http://127.0.0.1:") && out[0].contains("id=ak-"), "{out:?} {said}");
+    assert_eq!(out[0], out[1]);
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+}

@@ -25,8 +25,15 @@ impl Control {
         let now = self.now();
         let state = match request.app_state() {
             api::AppState::Unspecified => api::AppState::Ephemeral,
-            state @ (api::AppState::Ephemeral | api::AppState::Detached | api::AppState::Initializing) => state,
-            other => return Err(Status::invalid(format!("An app cannot be created in state {}", other.as_str_name()))),
+            state @ (api::AppState::Ephemeral | api::AppState::Detached | api::AppState::Initializing) => {
+                state
+            }
+            other => {
+                return Err(Status::invalid(format!(
+                    "An app cannot be created in state {}",
+                    other.as_str_name()
+                )));
+            }
         };
         let row = AppRow {
             id: AppId::new(now, &mut *self.entropy()),
@@ -70,7 +77,9 @@ impl Control {
     pub(crate) fn app(&self, text: &str) -> Result<App, Status> {
         let id: AppId = parse_id(text)?;
         self.registry.lock().apps.get(&id).cloned().ok_or_else(|| {
-            Status::not_found(format!("The app {id} is not running: it was stopped, or never existed on this server"))
+            Status::not_found(format!(
+                "The app {id} is not running: it was stopped, or never existed on this server"
+            ))
         })
     }
 
@@ -168,7 +177,9 @@ impl Control {
         }
         for (tag, id) in &functions {
             if self.registry.function(*id).is_none() {
-                return Err(Status::not_found(format!("The function '{tag}' ({id}) was not created on this server")));
+                return Err(Status::not_found(format!(
+                    "The function '{tag}' ({id}) was not created on this server"
+                )));
             }
         }
         let deploying = request.app_state() == api::AppState::Deployed;
@@ -280,20 +291,22 @@ impl Control {
     /// The layout of an app as clients and containers get it: ids by tag, and the metadata of each object.
     pub(crate) fn layout(&self, app: &App) -> api::AppLayout {
         let live = self.registry.lock();
-        let functions = app.functions.values().filter_map(|id| live.functions.get(id)).map(|function| api::Object {
-            object_id: function.id.to_string(),
-            handle_metadata_oneof: Some(api::object::HandleMetadataOneof::FunctionHandleMetadata(
-                function.metadata.clone(),
-            )),
-        });
-        let classes = app.classes.values().filter_map(|id| Some((id, live.classes.get(id)?))).map(|(id, class)| {
-            api::Object {
-                object_id: id.to_string(),
-                handle_metadata_oneof: Some(api::object::HandleMetadataOneof::ClassHandleMetadata(
-                    class.metadata.clone(),
+        let functions =
+            app.functions.values().filter_map(|id| live.functions.get(id)).map(|function| api::Object {
+                object_id: function.id.to_string(),
+                handle_metadata_oneof: Some(api::object::HandleMetadataOneof::FunctionHandleMetadata(
+                    function.metadata.clone(),
                 )),
-            }
-        });
+            });
+        let classes =
+            app.classes.values().filter_map(|id| Some((id, live.classes.get(id)?))).map(|(id, class)| {
+                api::Object {
+                    object_id: id.to_string(),
+                    handle_metadata_oneof: Some(api::object::HandleMetadataOneof::ClassHandleMetadata(
+                        class.metadata.clone(),
+                    )),
+                }
+            });
         api::AppLayout {
             objects: functions.chain(classes).collect(),
             function_ids: printed(&app.functions),

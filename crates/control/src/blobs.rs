@@ -27,7 +27,9 @@ impl Control {
         let length = u64::try_from(request.content_length)
             .ok()
             .filter(|length| *length <= BLOB_BYTES_MAX)
-            .ok_or_else(|| Status::invalid(format!("{} is not a length for a blob", request.content_length)))?;
+            .ok_or_else(|| {
+                Status::invalid(format!("{} is not a length for a blob", request.content_length))
+            })?;
         let id = BlobId::new(self.now(), &mut *self.entropy());
         let single = length <= SINGLE_PUT_BYTES_MAX && single_put_allowed(&context.origin);
         let spec = BlobSpec {
@@ -48,20 +50,24 @@ impl Control {
         // The plural fields are what today's clients read, the singular ones what older ones do.
         if single {
             let url = self.urls.blob_put(origin, id);
-            reply.upload_type_oneof = Some(api::blob_create_response::UploadTypeOneof::UploadUrl(url.clone()));
-            reply.upload_types_oneof = Some(api::blob_create_response::UploadTypesOneof::UploadUrls(
-                api::UploadUrlList { items: vec![url] },
-            ));
+            reply.upload_type_oneof =
+                Some(api::blob_create_response::UploadTypeOneof::UploadUrl(url.clone()));
+            reply.upload_types_oneof =
+                Some(api::blob_create_response::UploadTypesOneof::UploadUrls(api::UploadUrlList {
+                    items: vec![url],
+                }));
         } else {
             let upload = api::MultiPartUpload {
                 part_length: PART_BYTES as i64,
                 upload_urls: (1..=parts).map(|number| self.urls.blob_part(origin, id, number)).collect(),
                 completion_url: self.urls.blob_complete(origin, id),
             };
-            reply.upload_type_oneof = Some(api::blob_create_response::UploadTypeOneof::Multipart(upload.clone()));
-            reply.upload_types_oneof = Some(api::blob_create_response::UploadTypesOneof::Multiparts(
-                api::MultiPartUploadList { items: vec![upload] },
-            ));
+            reply.upload_type_oneof =
+                Some(api::blob_create_response::UploadTypeOneof::Multipart(upload.clone()));
+            reply.upload_types_oneof =
+                Some(api::blob_create_response::UploadTypesOneof::Multiparts(api::MultiPartUploadList {
+                    items: vec![upload],
+                }));
         }
         Ok(reply)
     }

@@ -4,12 +4,12 @@
 use crate::results::{status_of, stored_failure, stored_item};
 use crate::{Control, parse_id, stored};
 use evoke_core::{InputId, TaskId, UnixMs};
-use evoke_engine::{Engine, Claim, Claimed, Invocation, NewOutput, PollRequest};
+use evoke_engine::{Claim, Claimed, Engine, Invocation, NewOutput, PollRequest};
 use evoke_proto::{CallContext, Status, api};
 use evoke_store::calls;
 use prost::Message;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,11 @@ use std::time::Duration;
 const HEARTBEAT_HOLD: Duration = Duration::from_secs(12);
 
 impl Control {
-    pub(crate) async fn container_hello(self: Arc<Self>, context: CallContext, _request: ()) -> Result<(), Status> {
+    pub(crate) async fn container_hello(
+        self: Arc<Self>,
+        context: CallContext,
+        _request: (),
+    ) -> Result<(), Status> {
         // The worker, which passes the request on, has noted the moment.
         task_of(&context).map(|_| ())
     }
@@ -235,7 +239,10 @@ impl Polls {
 /// The container that a request came from.
 pub(crate) fn task_of(context: &CallContext) -> Result<TaskId, Status> {
     context.principal.task().ok_or_else(|| {
-        Status::new(evoke_proto::Code::PermissionDenied, format!("{} is only for containers", context.rpc.name))
+        Status::new(
+            evoke_proto::Code::PermissionDenied,
+            format!("{} is only for containers", context.rpc.name),
+        )
     })
 }
 
@@ -253,4 +260,3 @@ fn new_output(item: &api::FunctionPutOutputsItem) -> Result<NewOutput, Status> {
 fn invocation_number(invocation: Invocation) -> i32 {
     i32::from(invocation.number())
 }
-

@@ -58,13 +58,18 @@ impl Definition {
             .first()
             .and_then(|ranked| ranked.function.clone())
             .ok_or_else(|| Error::invalid("the request names no candidate for the function"))?;
-        Ok(Self { raw: first_ranked(body).unwrap_or_else(|| first.encode_to_vec().into()), function: first, data })
+        Ok(Self {
+            raw: first_ranked(body).unwrap_or_else(|| first.encode_to_vec().into()),
+            function: first,
+            data,
+        })
     }
 
     /// The definition from what the store keeps (the create request's bytes).
     pub fn from_stored(body: &Bytes) -> Result<Self> {
-        let request = api::FunctionCreateRequest::decode(body.clone())
-            .map_err(|error| Error::new(evoke_core::ErrorCode::DataLoss, format!("stored function: {error}")))?;
+        let request = api::FunctionCreateRequest::decode(body.clone()).map_err(|error| {
+            Error::new(evoke_core::ErrorCode::DataLoss, format!("stored function: {error}"))
+        })?;
         Self::from_create_request(body, &request)
     }
 
@@ -91,7 +96,13 @@ impl Definition {
     }
 
     /// The settings the engine schedules by.
-    pub fn conf(&self, id: FunctionId, app: AppId, definition: DefinitionId, generation: u64) -> FunctionConf {
+    pub fn conf(
+        &self,
+        id: FunctionId,
+        app: AppId,
+        definition: DefinitionId,
+        generation: u64,
+    ) -> FunctionConf {
         let function = &self.function;
         let timeout = positive(function.timeout_secs).unwrap_or(TIMEOUT_SECS_DEFAULT);
         let startup = positive(function.startup_timeout_secs).unwrap_or(timeout);
@@ -134,7 +145,11 @@ impl Definition {
         let policy = self.function.retry_policy.unwrap_or_default();
         RetryPolicy {
             retries: policy.retries,
-            backoff_coefficient: if policy.backoff_coefficient > 0.0 { policy.backoff_coefficient } else { 1.0 },
+            backoff_coefficient: if policy.backoff_coefficient > 0.0 {
+                policy.backoff_coefficient
+            } else {
+                1.0
+            },
             initial_delay_ms: u64::from(policy.initial_delay_ms),
             max_delay_ms: u64::from(policy.max_delay_ms),
         }
@@ -176,7 +191,10 @@ fn method_metadata(
 }
 
 /// The metadata of a function that only has been announced.
-pub fn precreated_metadata(app: AppId, request: &api::FunctionPrecreateRequest) -> api::FunctionHandleMetadata {
+pub fn precreated_metadata(
+    app: AppId,
+    request: &api::FunctionPrecreateRequest,
+) -> api::FunctionHandleMetadata {
     let bare = api::Function::default();
     let methods = request.method_definitions.iter();
     api::FunctionHandleMetadata {
@@ -224,7 +242,10 @@ fn data_of(function: &api::Function) -> api::FunctionData {
         http_config: function.http_config.clone(),
         is_server: function.is_server,
         routing_region: function.routing_region.clone(),
-        ranked_functions: vec![api::function_data::RankedFunction { rank: 0, function: Some(function.clone()) }],
+        ranked_functions: vec![api::function_data::RankedFunction {
+            rank: 0,
+            function: Some(function.clone()),
+        }],
         ..Default::default()
     }
 }

@@ -87,7 +87,9 @@ impl Control {
         reached.sort_by_key(|(phase, at)| (*at, *phase));
         let phases: Vec<Value> = reached
             .windows(2)
-            .map(|pair| phase(&format!("{:?} to {:?}", pair[0].0, pair[1].0).to_lowercase(), pair[0].1, pair[1].1, ""))
+            .map(|pair| {
+                phase(&format!("{:?} to {:?}", pair[0].0, pair[1].0).to_lowercase(), pair[0].1, pair[1].1, "")
+            })
             .collect();
         let wall = reached.last().map_or(0, |(_, end)| end.since(reached[0].1));
         Ok(json!({

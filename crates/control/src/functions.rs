@@ -162,7 +162,9 @@ impl Control {
     pub(crate) fn function(&self, text: &str) -> Result<Arc<Function>, Status> {
         let id: FunctionId = parse_id(text)?;
         self.registry.function(id).ok_or_else(|| {
-            Status::not_found(format!("The function {id} does not exist: its app was stopped, or never ran here"))
+            Status::not_found(format!(
+                "The function {id} does not exist: its app was stopped, or never ran here"
+            ))
         })
     }
 
@@ -230,8 +232,9 @@ impl Control {
         }
         for row in variants {
             let Some(base) = row.base_id.and_then(|id| self.registry.function(id)) else { continue };
-            let request = api::FunctionBindParamsRequest::decode(row.body.as_slice())
-                .map_err(|error| Status::new(evoke_proto::Code::DataLoss, format!("stored variant: {error}")))?;
+            let request = api::FunctionBindParamsRequest::decode(row.body.as_slice()).map_err(|error| {
+                Status::new(evoke_proto::Code::DataLoss, format!("stored variant: {error}"))
+            })?;
             let options = request.function_options.clone().unwrap_or_default();
             let function = variant_of(&base, row.id, &request.serialized_params, &options);
             loaded.push(function.id);

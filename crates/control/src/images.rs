@@ -152,12 +152,17 @@ impl Control {
         true
     }
 
-    async fn record_build(&self, mut row: ImageRow, outcome: &Result<BuiltImage, Error>) -> Result<(), Status> {
+    async fn record_build(
+        &self,
+        mut row: ImageRow,
+        outcome: &Result<BuiltImage, Error>,
+    ) -> Result<(), Status> {
         row.updated_at = self.now();
         match outcome {
             Ok(built) => {
                 row.state = ImageState::Ready;
-                row.built = serde_json::to_string(built).map_err(|error| Status::internal(error.to_string()))?;
+                row.built =
+                    serde_json::to_string(built).map_err(|error| Status::internal(error.to_string()))?;
                 row.metadata = metadata_of(built).encode_to_vec();
             }
             Err(error) => {
@@ -246,7 +251,8 @@ impl Control {
             let failed = format!("The build function '{name}' failed: {}", result.exception);
             return Err(Status::new(Code::FailedPrecondition, failed));
         }
-        let layer = committed.await.map_err(|_| Status::internal("the container of the build was lost"))??;
+        let layer =
+            committed.await.map_err(|_| Status::internal("the container of the build was lost"))??;
         Ok(self.builder.with_layer(&base, &layer).await?)
     }
 
@@ -268,7 +274,9 @@ impl Control {
     pub(crate) async fn built_image(&self, id: ImageId) -> Result<BuiltImage, Status> {
         let row = self.store.images().by_id(id).await.map_err(stored)?;
         let row = row.ok_or_else(|| {
-            Status::not_found(format!("The image {id} does not exist on this server. Run the app again to build it"))
+            Status::not_found(format!(
+                "The image {id} does not exist on this server. Run the app again to build it"
+            ))
         })?;
         match row.state {
             ImageState::Ready => serde_json::from_str(&row.built)
@@ -333,13 +341,12 @@ impl Control {
         let row = row.ok_or_else(|| Status::not_found(format!("There is no image {id}")))?;
         let build = Build::new();
         build.end(match row.state {
-            ImageState::Ready => {
-                serde_json::from_str(&row.built).map_err(|error| Error::internal(format!("stored image: {error}")))
-            }
+            ImageState::Ready => serde_json::from_str(&row.built)
+                .map_err(|error| Error::internal(format!("stored image: {error}"))),
             ImageState::Failed => Err(Error::precondition(row.error)),
-            ImageState::Building => {
-                Err(Error::precondition("The build was cut off by a restart of the server. Run the app again"))
-            }
+            ImageState::Building => Err(Error::precondition(
+                "The build was cut off by a restart of the server. Run the app again",
+            )),
         });
         Ok(Arc::new(build))
     }
@@ -356,7 +363,9 @@ impl Control {
     /// Marks builds that a restart cut off as failed, at start.
     pub(crate) async fn end_cut_off_builds(&self) -> Result<(), Status> {
         for row in self.store.images().building().await.map_err(stored)? {
-            let cut = Err(Error::precondition("The build was cut off by a restart of the server. Run the app again"));
+            let cut = Err(Error::precondition(
+                "The build was cut off by a restart of the server. Run the app again",
+            ));
             self.record_build(row, &cut).await?;
         }
         // Nothing else is needed: layers are renamed into place whole or swept.

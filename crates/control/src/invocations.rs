@@ -46,15 +46,20 @@ impl Control {
         };
         let retry_policy = function.definition.function.retry_policy;
         self.calls
-            .answer(&self, &context, |engine, now| engine.map(map, now), |reply| api::FunctionMapResponse {
-                function_call_id: reply.call_id.to_string(),
-                pipelined_inputs: accepted(&reply.inputs),
-                retry_policy,
-                function_call_jwt: String::new(),
-                // Retries are the engine's: they go on when the client is gone, and survive a restart.
-                sync_client_retries_enabled: false,
-                max_inputs_outstanding: INPUTS_OUTSTANDING_MAX,
-            })
+            .answer(
+                &self,
+                &context,
+                |engine, now| engine.map(map, now),
+                |reply| api::FunctionMapResponse {
+                    function_call_id: reply.call_id.to_string(),
+                    pipelined_inputs: accepted(&reply.inputs),
+                    retry_policy,
+                    function_call_jwt: String::new(),
+                    // Retries are the engine's: they go on when the client is gone, and survive a restart.
+                    sync_client_retries_enabled: false,
+                    max_inputs_outstanding: INPUTS_OUTSTANDING_MAX,
+                },
+            )
             .await
     }
 
@@ -66,9 +71,12 @@ impl Control {
         let call: CallId = parse_id(&request.function_call_id)?;
         let inputs = new_inputs(&request.inputs)?;
         self.calls
-            .answer(&self, &context, |engine, now| engine.put_inputs(call, inputs, now), |inputs| {
-                api::FunctionPutInputsResponse { inputs: accepted(inputs) }
-            })
+            .answer(
+                &self,
+                &context,
+                |engine, now| engine.put_inputs(call, inputs, now),
+                |inputs| api::FunctionPutInputsResponse { inputs: accepted(inputs) },
+            )
             .await
     }
 
@@ -211,7 +219,8 @@ impl Control {
         self.calls.settled().await?;
         let view = self.call_view(call).await?;
         let count = |wanted: &[ResultStatus]| {
-            let total = view.ended.iter().filter(|(status, _)| wanted.contains(status)).map(|(_, n)| *n).sum::<u32>();
+            let total =
+                view.ended.iter().filter(|(status, _)| wanted.contains(status)).map(|(_, n)| *n).sum::<u32>();
             Some(api::InputCategoryInfo { total: total as i32, ..Default::default() })
         };
         use ResultStatus::{Failure, InitFailure, InternalFailure, Oom, Success, Terminated, Timeout};
@@ -219,7 +228,10 @@ impl Control {
             info: Some(api::FunctionCallInfo {
                 function_call_id: call.to_string(),
                 created_at: view.row.created.as_secs_f64(),
-                pending_inputs: Some(api::InputCategoryInfo { total: view.unfinished as i32, ..Default::default() }),
+                pending_inputs: Some(api::InputCategoryInfo {
+                    total: view.unfinished as i32,
+                    ..Default::default()
+                }),
                 failed_inputs: count(&[Failure, InitFailure, InternalFailure, Oom]),
                 succeeded_inputs: count(&[Success]),
                 timeout_inputs: count(&[Timeout]),
@@ -318,15 +330,6 @@ impl Control {
         let (call, chunks) = chunks_of(request)?;
         self.calls.apply(&self, |engine, now| engine.append_data_out(task, call, chunks, now)).await
     }
-
-    pub(crate) async fn put_data_in(
-        self: Arc<Self>,
-        _context: CallContext,
-        request: api::FunctionCallPutDataRequest,
-    ) -> Result<(), Status> {
-        let (call, chunks) = chunks_of(request)?;
-        self.calls.apply(&self, |engine, now| engine.append_data_in(call, chunks, now)).await
-    }
 }
 
 fn chunks_of(request: api::FunctionCallPutDataRequest) -> Result<(CallId, Vec<(u64, Bytes)>), Status> {
@@ -347,11 +350,7 @@ fn call_of(id: Option<String>) -> Result<CallId, Status> {
     parse_id(&id.unwrap_or_default())
 }
 
-fn reply_of(
-    rows: Vec<Arc<OutputRow>>,
-    after: i64,
-    unfinished: u32,
-) -> api::FunctionGetOutputsResponse {
+fn reply_of(rows: Vec<Arc<OutputRow>>, after: i64, unfinished: u32) -> api::FunctionGetOutputsResponse {
     let mut reply = api::FunctionGetOutputsResponse {
         last_entry_id: entry_id(after),
         num_unfinished_inputs: unfinished as i32,

@@ -116,7 +116,8 @@ pub struct Control {
 impl Control {
     /// Puts the control plane together. It serves nothing before [`Control::resume`].
     pub fn start(config: ControlConfig, dependencies: Dependencies) -> Arc<Self> {
-        let Dependencies { store, logs, vault, objects, trees, blobs, builder, bundles, urls, clock } = dependencies;
+        let Dependencies { store, logs, vault, objects, trees, blobs, builder, bundles, urls, clock } =
+            dependencies;
         let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),

@@ -31,8 +31,9 @@ struct Events {
 impl AppEvents {
     fn with<T>(&self, app: AppId, work: impl FnOnce(&mut Events) -> T) -> T {
         let mut apps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let events =
-            apps.entry(app).or_insert_with(|| Events { states: VecDeque::new(), latest: watch::channel(0).0 });
+        let events = apps
+            .entry(app)
+            .or_insert_with(|| Events { states: VecDeque::new(), latest: watch::channel(0).0 });
         work(events)
     }
 
@@ -42,12 +43,16 @@ impl AppEvents {
     }
 
     /// A container of the app came into a state.
-    pub(crate) fn task_state(&self, app: AppId, function: String, task: TaskId, state: api::TaskState, at: UnixMs) {
-        let item = api::TaskLogs {
-            task_state: state as i32,
-            timestamp: at.as_secs_f64(),
-            ..Default::default()
-        };
+    pub(crate) fn task_state(
+        &self,
+        app: AppId,
+        function: String,
+        task: TaskId,
+        state: api::TaskState,
+        at: UnixMs,
+    ) {
+        let item =
+            api::TaskLogs { task_state: state as i32, timestamp: at.as_secs_f64(), ..Default::default() };
         let batch = api::TaskLogsBatch {
             task_id: task.to_string(),
             function_id: function,
@@ -170,7 +175,8 @@ impl Control {
     /// The newest entries of an app, for its page.
     pub async fn log_tail(&self, app: AppId, entries: usize) -> Result<Vec<LogEntry>, Status> {
         let all = TimeRange { since_ns: 0, until_ns: u64::MAX };
-        let range = self.logs.read_range(app.into(), all, Filter::default(), entries).await.map_err(stored)?;
+        let range =
+            self.logs.read_range(app.into(), all, Filter::default(), entries).await.map_err(stored)?;
         Ok(range.entries)
     }
 }
@@ -195,7 +201,12 @@ impl Follower {
             let (states, seen) = self.control.app_events.after(self.app, self.seen);
             self.seen = seen;
             self.pending.extend(states);
-            let page = self.control.logs.read_from(stream, self.cursor, self.filter.clone()).await.map_err(stored)?;
+            let page = self
+                .control
+                .logs
+                .read_from(stream, self.cursor, self.filter.clone())
+                .await
+                .map_err(stored)?;
             let moved = page.next != self.cursor;
             self.cursor = page.next;
             self.pending.extend(batches(page.entries));

@@ -5,8 +5,20 @@ use evoke_core::{Error, Result};
 
 /// The names of GPUs that the official client documents. Anything else is a typing error.
 const GPU_NAMES: &[&str] = &[
-    "ANY", "T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000", "H100", "H200",
-    "B200", "B300",
+    "ANY",
+    "T4",
+    "L4",
+    "A10",
+    "A10G",
+    "L40S",
+    "A100",
+    "A100-40GB",
+    "A100-80GB",
+    "RTX-PRO-6000",
+    "H100",
+    "H200",
+    "B200",
+    "B300",
 ];
 
 /// The capacity that containers can be placed on.

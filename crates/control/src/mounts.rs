@@ -27,7 +27,8 @@ impl Control {
         if request.sha256_hex_hashes.len() > HASHES_MAX {
             return Err(Status::invalid(format!("At most {HASHES_MAX} hashes can be asked for at once")));
         }
-        let hashes = request.sha256_hex_hashes.iter().map(|text| hash_of(text)).collect::<Result<Vec<_>, _>>()?;
+        let hashes =
+            request.sha256_hex_hashes.iter().map(|text| hash_of(text)).collect::<Result<Vec<_>, _>>()?;
         let objects = self.objects.clone();
         let missing = blocking(move || Ok::<_, Error>(objects.missing(&hashes))).await?;
         Ok(api::MountBatchedCheckExistenceResponse {
@@ -89,7 +90,8 @@ impl Control {
         let row = MountRow {
             id,
             digest: digest.to_string(),
-            files: api::MountGetOrCreateRequest { files: request.files, ..Default::default() }.encode_to_vec(),
+            files: api::MountGetOrCreateRequest { files: request.files, ..Default::default() }
+                .encode_to_vec(),
             name: None,
             namespace: 0,
             environment_id: None,
@@ -146,8 +148,9 @@ impl Control {
         id: MountId,
     ) -> Result<(Vec<api::MountFile>, std::path::PathBuf), Status> {
         let row = self.mount_row(id).await?;
-        let listed = api::MountGetOrCreateRequest::decode(row.files.as_slice())
-            .map_err(|error| Status::new(evoke_proto::Code::DataLoss, format!("stored mount {id}: {error}")))?;
+        let listed = api::MountGetOrCreateRequest::decode(row.files.as_slice()).map_err(|error| {
+            Status::new(evoke_proto::Code::DataLoss, format!("stored mount {id}: {error}"))
+        })?;
         let files = mount_files(&listed.files)?;
         let trees = self.trees.clone();
         let tree = blocking(move || trees.materialise(&files).map_err(refused)).await?;
@@ -156,7 +159,9 @@ impl Control {
 
     async fn mount_row(&self, id: MountId) -> Result<MountRow, Status> {
         let row = self.store.mounts().by_id(id).await.map_err(stored)?;
-        row.ok_or_else(|| Status::not_found(format!("The mount {id} is gone. Run the app again to upload it")))
+        row.ok_or_else(|| {
+            Status::not_found(format!("The mount {id} is gone. Run the app again to upload it"))
+        })
     }
 }
 

@@ -97,7 +97,9 @@ impl Control {
     /// One app.
     pub async fn app_overview(&self, id: AppId) -> Result<AppOverview, Status> {
         let row = self.store.apps().by_id(id).await.map_err(stored)?;
-        let row = row.ok_or_else(|| Status::from(evoke_core::Error::new(ErrorCode::NotFound, format!("There is no app {id}"))))?;
+        let row = row.ok_or_else(|| {
+            Status::from(evoke_core::Error::new(ErrorCode::NotFound, format!("There is no app {id}")))
+        })?;
         Ok(self.app_line(&row))
     }
 
@@ -172,7 +174,8 @@ impl Control {
             let at = |phase: Phase| row.phases.iter().find(|(p, _)| *p == phase).map(|(_, at)| *at);
             let queued = at(Phase::Queued).or(row.phases.first().map(|(_, at)| *at)).unwrap_or_default();
             let name = self.registry.function(row.function_id).map(|f| f.tag.clone());
-            let latest = row.phases.iter().max_by_key(|(phase, _)| *phase).map(|(phase, _)| format!("{phase:?}"));
+            let latest =
+                row.phases.iter().max_by_key(|(phase, _)| *phase).map(|(phase, _)| format!("{phase:?}"));
             TaskOverview {
                 id: row.id,
                 function: name.unwrap_or_else(|| row.function_id.to_string()),

@@ -63,10 +63,7 @@ impl Control {
         if let (Some(function), Some(outcome)) = (function, committed) {
             self.commits.tell(function, outcome.map(|_| crate::launch::layer_name(task)));
         }
-        let used = TaskUsage {
-            cpu_ms: usage.cpu_ns / 1_000_000,
-            memory_peak_bytes: usage.memory_peak_bytes,
-        };
+        let used = TaskUsage { cpu_ms: usage.cpu_ns / 1_000_000, memory_peak_bytes: usage.memory_peak_bytes };
         self.calls.apply(self, |engine, _| Ok(engine.task_usage(task, used))).await?;
         let end = ContainerExit {
             oom: exit.oom,
@@ -101,7 +98,9 @@ fn exit_text(exit: &Exit) -> String {
     match exit {
         Exit { oom: true, .. } => "it used more memory than its limit and was killed".into(),
         Exit { code: Some(code), .. } => format!("it exited with status {code}"),
-        Exit { signal: Some(signal), killed_by_us: true, .. } => format!("it was stopped with signal {signal}"),
+        Exit { signal: Some(signal), killed_by_us: true, .. } => {
+            format!("it was stopped with signal {signal}")
+        }
         Exit { signal: Some(signal), .. } => format!("it was killed by signal {signal}"),
         _ => "it ended".into(),
     }

@@ -114,7 +114,8 @@ impl Control {
             let row = self.store.secrets().by_id(id).await.map_err(stored)?;
             let row = row.ok_or_else(|| Status::not_found(format!("The secret {id} is gone")))?;
             let opened = self.vault.unseal_env(&id.to_string(), &row.sealed);
-            let opened = opened.map_err(|error| Status::new(Code::DataLoss, format!("The secret {id}: {error}")))?;
+            let opened =
+                opened.map_err(|error| Status::new(Code::DataLoss, format!("The secret {id}: {error}")))?;
             variables.extend(opened.iter().map(|(key, value)| (key.to_string(), value.to_string())));
         }
         Ok(variables)

@@ -8,7 +8,7 @@
 use crate::wakers::Wakers;
 use crate::{Control, stored};
 use evoke_core::{AppId, CallId, Clock, TaskId, UnixMs};
-use evoke_engine::{Effect, Engine, FunctionConf, StopHow, Step};
+use evoke_engine::{Effect, Engine, FunctionConf, Step, StopHow};
 use evoke_proto::worker::StopMode;
 use evoke_proto::{CallContext, Status};
 use evoke_store::{Grade, IdempotencyRow, Store, Ticket, Write};
@@ -216,12 +216,19 @@ impl Control {
     }
 
     /// The answer that a request got before, if the client sends it again.
-    pub(crate) async fn answered_before(&self, context: &CallContext) -> Result<Option<bytes::Bytes>, Status> {
+    pub(crate) async fn answered_before(
+        &self,
+        context: &CallContext,
+    ) -> Result<Option<bytes::Bytes>, Status> {
         let repeated = context.header("x-retry-attempt").is_some_and(|attempt| attempt != "0");
         let Some(key) = context.idempotency_key().filter(|_| repeated) else { return Ok(None) };
         // What the first try decided is submitted; it counts once it is stored.
         self.calls.settled().await?;
-        let reply = self.store.idempotent_reply(key.to_string(), context.rpc.name.to_string(), self.now()).await.map_err(stored)?;
+        let reply = self
+            .store
+            .idempotent_reply(key.to_string(), context.rpc.name.to_string(), self.now())
+            .await
+            .map_err(stored)?;
         Ok(reply.map(Into::into))
     }
 }

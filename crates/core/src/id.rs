@@ -199,7 +199,9 @@ mod tests {
 
     #[test]
     fn refuses_other_prefixes_lengths_and_characters() {
-        for bad in ["", "fc-", "in-0000000000000000000000", "fc-000000000000000000000", "fc-00000000000-0000000000"] {
+        for bad in
+            ["", "fc-", "in-0000000000000000000000", "fc-000000000000000000000", "fc-00000000000-0000000000"]
+        {
             assert!(bad.parse::<CallId>().is_err(), "{bad}");
         }
     }

@@ -11,6 +11,7 @@
 
 pub mod base;
 mod build;
+mod container;
 mod context;
 mod digest;
 pub mod dockerfile;
@@ -29,6 +30,7 @@ mod tree;
 
 pub use base::{BaseConfig, BaseSource, BaseTools, Bases, Credentials, Reference};
 pub use build::{BuildRequest, BuildTools, FunctionLayer, ImageBuilder};
+pub use container::RuntimeBuilder;
 pub use context::{Context, ContextEntry, NoContext};
 pub use error::ImageError;
 pub use index::{FolderIndex, LayerIndex, LayerRecord};

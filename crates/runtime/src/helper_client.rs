@@ -239,7 +239,7 @@ async fn wait_until_ready(
             }
             Ok((control.into_inner(), packet.fds))
         }
-        Ok(FromGuest::Failed { step, detail }) => Err(RuntimeError::Step { step, detail }),
+        Ok(FromGuest::Failed { step, detail, .. }) => Err(RuntimeError::Step { step, detail }),
         Ok(other) => Err(RuntimeError::Step { step: STEP.to_owned(), detail: format!("{other:?}") }),
         Err(error) => Err(RuntimeError::Step { step: STEP.to_owned(), detail: error.to_string() }),
     }

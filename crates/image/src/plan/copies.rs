@@ -41,6 +41,13 @@ impl State<'_> {
         if paths.len() + documents.len() > 1 && !destination.ends_with('/') && destination != "/" {
             return Err(fail(at, "with several sources the destination must end with /"));
         }
+        if let Some(image) = from {
+            let whole = paths.iter().all(|p| clean(p).is_empty()) && documents.is_empty();
+            if whole && destination == "/" && chown.is_none() && chmod.is_none() && image.binds.is_empty() {
+                // All of an image onto the root is its layers stacked: nothing to copy.
+                return self.stack(at, image);
+            }
+        }
         let mut hasher = self.layer_digest("copy");
         hasher.text(&destination).text(chown.as_deref().unwrap_or_default());
         hasher.number(u64::from(chmod.map_or(u32::MAX, |m| m)));
@@ -57,6 +64,16 @@ impl State<'_> {
         let digest = hasher.finish();
         let plan = CopyPlan { from: origin, destination, chown, chmod };
         self.add_layer(at, Action::Copy(plan), digest)
+    }
+
+    fn stack(&mut self, at: &Numbered, image: &ImageSpec) -> Result<Step> {
+        for layer in &image.layers {
+            if !self.image.layers.contains(layer) {
+                self.check_room(at)?;
+                self.image.layers.push(layer.clone());
+            }
+        }
+        Ok(self.plain(at, Action::Config))
     }
 
     fn from_context(

@@ -8,8 +8,8 @@ use crate::spec::{ImageSpec, LayerOwner, LayerRef};
 use crate::steps::Root;
 use std::collections::BTreeMap;
 
-/// Layers of one image at most; the kernel's limit for an overlay is 500.
-const LAYERS_MAX: usize = 400;
+/// Layers of one image at most: what a container takes, less what is attached to it when it runs.
+const LAYERS_MAX: usize = evoke_runtime::LAYERS_MAX - 16;
 
 /// Arguments that every build has.
 pub(super) fn builtin_args() -> BTreeMap<String, String> {
@@ -145,14 +145,17 @@ impl<'a> State<'a> {
         hasher
     }
 
+    /// Refuses a layer more than a container takes.
+    pub(super) fn check_room(&self, at: &Numbered) -> Result<()> {
+        if self.image.layers.len() < LAYERS_MAX {
+            return Ok(());
+        }
+        Err(fail(at, format!("the image has more than {LAYERS_MAX} layers: join some of its steps")))
+    }
+
     /// A step that adds a layer.
     pub(super) fn add_layer(&mut self, at: &Numbered, action: Action, digest: String) -> Result<Step> {
-        if self.image.layers.len() >= LAYERS_MAX {
-            return Err(fail(
-                at,
-                format!("the image has more than {LAYERS_MAX} layers: join some of its RUNs"),
-            ));
-        }
+        self.check_room(at)?;
         let onto = Root::of(&self.image);
         let layer = LayerRef { path: self.input.layer_path(&digest), digest, owner: LayerOwner::Canonical };
         self.image.layers.push(layer.clone());

@@ -139,6 +139,19 @@ fn builds_only_the_stages_that_are_needed() {
 }
 
 #[test]
+fn all_of_an_image_is_its_layers() {
+    let image = image("FROM base AS b\nRUN x\nFROM scratch\nCOPY --from=b / /\nRUN y");
+    assert_eq!(image.layers.len(), 3);
+    assert_eq!(image.layers[0], base().layers[0]);
+}
+
+#[test]
+fn an_image_has_no_more_layers_than_a_container_takes() {
+    let text = format!("FROM base\n{}", "RUN x\n".repeat(60));
+    assert!(message(&text).contains("more than 48 layers"));
+}
+
+#[test]
 fn names_what_must_come_from_outside() {
     let recipe = recipe(
         "ARG V=3.11\nFROM python:$V-slim AS p\nFROM base\nCOPY --from=p /a /b\nCOPY --from=x/uv:1 /c /d",

@@ -27,7 +27,7 @@ if [ -n "$EVOKE_PYTHON" ]; then
         tools="pip setuptools"
     fi
     PIP_ROOT_USER_ACTION=ignore python3 "$pip/pip" install --quiet --no-cache-dir --no-index \
-        --find-links /usr/share/python-wheels --prefix /usr/local --ignore-installed $tools
+        --find-links /usr/share/python-wheels --ignore-installed $tools
     # Programs that look for packages where other builds of Python have them find them.
     packages=/usr/local/lib/python$EVOKE_PYTHON
     [ -e "$packages/site-packages" ] || ln -s dist-packages "$packages/site-packages"
