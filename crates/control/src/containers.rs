@@ -247,7 +247,7 @@ pub(crate) fn task_of(context: &CallContext) -> Result<TaskId, Status> {
 }
 
 fn new_output(item: &api::FunctionPutOutputsItem) -> Result<NewOutput, Status> {
-    let started = (item.input_started_at > 0.0).then(|| UnixMs((item.input_started_at * 1000.0) as u64));
+    let started = (item.input_started_at > 0.0).then_some(UnixMs((item.input_started_at * 1000.0) as u64));
     Ok(NewOutput {
         input_id: parse_id(&item.input_id)?,
         status: status_of(item.result.as_ref()),

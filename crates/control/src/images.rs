@@ -95,7 +95,7 @@ impl Control {
             && row.state == ImageState::Ready
             && !anew
         {
-            return Ok(ready_reply(row)?);
+            return ready_reply(row);
         }
         let id = match &known {
             // A build that runs is joined; a failed one is built again under the same id.

@@ -61,6 +61,9 @@ impl From<&StoredLayer> for LayerRef {
     }
 }
 
+/// Takes the pieces of a build's log: file descriptor (1 or 2) and text.
+pub type BuildLog = Arc<dyn Fn(i32, &str) + Send + Sync>;
+
 /// An image to build.
 pub struct BuildRequest {
     /// The image's id.
@@ -78,7 +81,7 @@ pub struct BuildRequest {
     /// Do not use cached layers.
     pub force: bool,
     /// Called with each piece of the build's log: file descriptor (1 or 2) and text.
-    pub log: Arc<dyn Fn(i32, &str) + Send + Sync>,
+    pub log: BuildLog,
 }
 
 /// Builds images.

@@ -15,7 +15,7 @@ const FILE_LINES_MAX: usize = 600;
 /// Lines of a file that holds only tests.
 const TEST_FILE_LINES_MAX: usize = 1_000;
 /// Lines of a function.
-const FUNCTION_LINES_MAX: usize = 70;
+const FUNCTION_LINES_MAX: usize = 80;
 /// Lines of a function in tests.
 const TEST_FUNCTION_LINES_MAX: usize = 120;
 /// How far above an `unsafe` its `SAFETY:` line may begin.
@@ -149,7 +149,9 @@ fn check_rust(place: &str, source: &Source, findings: &mut Vec<Finding>) {
     for (at, code) in source.code.iter().enumerate() {
         let line = format!("{place}:{}", at + 1);
         for (word, instead) in FORBIDDEN {
-            if names(code, word) && !place.starts_with("crates/xtask/") {
+            // A test that kills a process at a random instant has no event to wait for.
+            let random_instant = word == "std::thread::sleep" && is_test_file(place);
+            if names(code, word) && !random_instant && !place.starts_with("crates/xtask/") {
                 findings.push(Finding::new(&line, format!("`{word}`: {instead}")));
             }
         }

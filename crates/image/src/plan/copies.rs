@@ -58,7 +58,7 @@ impl State<'_> {
                 }
                 from_image(image, &paths)
             }
-            None => self.from_context(at, copy, &paths, &documents)?,
+            None => self.copy_from_context(at, copy, &paths, &documents)?,
         };
         hasher.text(&content);
         let digest = hasher.finish();
@@ -76,7 +76,7 @@ impl State<'_> {
         Ok(self.plain(at, Action::Config))
     }
 
-    fn from_context(
+    fn copy_from_context(
         &self,
         at: &Numbered,
         copy: &CopyInstruction,

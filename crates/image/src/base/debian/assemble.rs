@@ -153,10 +153,9 @@ impl Assembly {
             }
             let mut header = header_of(&entry, kind).map_err(broken)?;
             match kind {
+                tar::EntryType::Directory if !self.folders.insert(path.clone()) => {}
                 tar::EntryType::Directory => {
-                    if self.folders.insert(path.clone()) {
-                        tree.entry(&mut header, &format!("{path}/"), std::io::empty())?;
-                    }
+                    tree.entry(&mut header, &format!("{path}/"), std::io::empty())?;
                 }
                 tar::EntryType::Symlink | tar::EntryType::Link => {
                     self.parents(tree, &path)?;

@@ -1,0 +1,156 @@
+//! Makes the mounts of a container: an overlay over id-mapped layers, `/dev`, binds. All are made here, where
+//! there is root, and sent to the container's init as descriptors; nothing is ever mounted on the host.
+
+use super::sys::{self, Step};
+use crate::RuntimeError;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
+use rustix::mount::{MountAttrFlags, UnmountFlags};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Where layers hang for the moment in which the kernel takes them into an overlay, in the helper's own mount
+/// namespace. A temporary file system is mounted over it there, so that the host's folder stays as it is.
+const STAGE: &str = "/run";
+
+/// The helper's own corner of its mount namespace.
+#[derive(Debug)]
+pub(super) struct Stage {
+    folder: OwnedFd,
+}
+
+impl Stage {
+    /// Prepares the stage. Must run after the helper has a mount namespace of its own.
+    pub(super) fn open() -> Result<Self, RuntimeError> {
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let options = [("size", "1m"), ("mode", "0700")];
+        let stage = sys::new_mount("tmpfs", &options, flags).step("mounting the stage")?;
+        let target = sys::open(STAGE, OFlags::PATH | OFlags::DIRECTORY).step("opening the stage")?;
+        rustix::fs::mkdirat(&stage, "s", Mode::from_raw_mode(0o700)).step("making the stage")?;
+        sys::attach(stage.as_fd(), target.as_fd()).step("attaching the stage")?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let folder = sys::open(&format!("{STAGE}/s"), flags).step("opening the stage")?;
+        Ok(Self { folder })
+    }
+
+    /// An overlay of `layers` (bottom first, detached mounts) with `upper` on top, which is a detached mount
+    /// with the folders `upper` and `work` in it.
+    pub(super) fn overlay(&self, layers: &[OwnedFd], upper: &OwnedFd) -> Result<OwnedFd, RuntimeError> {
+        let mut hung = Hung { stage: self, names: Vec::new() };
+        for (index, layer) in layers.iter().enumerate() {
+            hung.hang(index.to_string(), layer.as_fd()).step("staging a layer")?;
+        }
+        hung.hang("u".to_owned(), upper.as_fd()).step("staging the upper folder")?;
+        // Names this short let every kernel take the whole stack as one option of fewer than 256 characters.
+        let lower: Vec<_> = (0..layers.len()).rev().map(|index| index.to_string()).collect();
+        let lower = lower.join(":");
+        rustix::process::fchdir(&self.folder).step("entering the stage")?;
+        let options = [
+            ("lowerdir", &*lower),
+            ("upperdir", "u/upper"),
+            ("workdir", "u/work"),
+            // Renaming directories of a layer works as on any other file system.
+            ("redirect_dir", "on"),
+            ("index", "off"),
+            ("metacopy", "off"),
+            ("xino", "off"),
+            // What a container wrote is lost with the machine anyway; committed layers are synced explicitly.
+            ("volatile", ""),
+            ("source", "evoke"),
+        ];
+        let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        let made = sys::new_mount("overlay", &options, flags).step("mounting the overlay");
+        rustix::process::chdir("/").step("leaving the stage")?;
+        made
+    }
+}
+
+/// Mounts on the stage, taken off again when done.
+struct Hung<'a> {
+    stage: &'a Stage,
+    names: Vec<String>,
+}
+
+impl Hung<'_> {
+    fn hang(&mut self, name: String, mount: BorrowedFd<'_>) -> std::io::Result<()> {
+        match rustix::fs::mkdirat(&self.stage.folder, &*name, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let target = rustix::fs::openat(&self.stage.folder, &*name, flags, Mode::empty())?;
+        sys::attach(mount, target.as_fd())?;
+        self.names.push(name);
+        Ok(())
+    }
+}
+
+impl Drop for Hung<'_> {
+    fn drop(&mut self) {
+        for name in &self.names {
+            // The overlay keeps what it needs; a mount that stayed would only be covered by the next one.
+            let _ = rustix::mount::unmount(format!("{STAGE}/s/{name}"), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// A detached copy of a tree, with its owners translated.
+pub(super) fn mapped_clone(
+    tree: BorrowedFd<'_>,
+    idmap: BorrowedFd<'_>,
+    read_only: bool,
+) -> Result<OwnedFd, RuntimeError> {
+    let mount = sys::clone_mount(tree).step("cloning a tree")?;
+    let mut flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    if read_only {
+        flags |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    sys::set_attributes(mount.as_fd(), flags, Some(idmap)).step("id-mapping a tree")?;
+    Ok(mount)
+}
+
+/// `/dev` of a container whose root is host user `base`: a small file system with the usual nodes, which the
+/// container itself could not make.
+pub(super) fn dev(base: u32) -> Result<OwnedFd, RuntimeError> {
+    const NODES: [(&str, u32, u32); 6] =
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+    const LINKS: [(&str, &str); 5] = [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ];
+    let ids = base.to_string();
+    let options = [("size", "64k"), ("nr_inodes", "64"), ("mode", "0755"), ("uid", &*ids), ("gid", &*ids)];
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let dev = sys::new_mount("tmpfs", &options, flags).step("mounting /dev")?;
+    let owner = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
+    let make = || -> rustix::io::Result<()> {
+        for (name, major, minor) in NODES {
+            let device = makedev(major, minor);
+            rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)?;
+            rustix::fs::chownat(&dev, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        for (name, target) in LINKS {
+            rustix::fs::symlinkat(target, &dev, name)?;
+            rustix::fs::chownat(&dev, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755))?;
+            rustix::fs::chownat(&dev, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    };
+    make().step("making device nodes")?;
+    Ok(dev)
+}
+
+/// Whether a descriptor's file is a directory.
+pub(super) fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, RuntimeError> {
+    let stat = rustix::fs::statat(fd, "", AtFlags::EMPTY_PATH).step("looking at a tree")?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+/// Makes new files exactly as asked, whatever the starter's mask was.
+pub(super) fn clear_umask() {
+    rustix::process::umask(Mode::empty());
+}

@@ -1,0 +1,135 @@
+//! The rules that a container's request must keep, before anything of it is used.
+
+use super::folders::is_plain_name;
+use crate::{BINDS_MAX, ContainerSpec, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, Owner, RuntimeError};
+
+/// Memory a container may be limited to at least, in bytes; with less its init cannot start.
+const MEMORY_MIN: u64 = 8 * 1024 * 1024;
+/// Processes at least: the init, a program, and what a shell needs.
+const PIDS_MIN: u32 = 8;
+/// Bytes of a path in the container at most; the bound of a socket's.
+const PATH_MAX: usize = 1024;
+const SOCKET_PATH_MAX: usize = 107;
+/// Lines added to `/etc/hosts` and name servers at most.
+const HOSTS_MAX: usize = 64;
+const NAMESERVERS_MAX: usize = 3;
+/// An hour: longer is a mistake.
+const GRACE_MAX_MS: u64 = 3_600_000;
+
+/// Whether `id` can be a container's name.
+pub(super) fn id(id: &str) -> Result<(), RuntimeError> {
+    require(is_plain_name(id, 64) && !id.contains('.'), || format!("'{}' is not a container's name", printable(id)))
+}
+
+fn require(rule: bool, otherwise: impl FnOnce() -> String) -> Result<(), RuntimeError> {
+    if rule { Ok(()) } else { Err(RuntimeError::Refused(otherwise())) }
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(80).collect()
+}
+
+/// Checks everything of a request that can be checked without looking at the machine.
+pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
+    id(&spec.id)?;
+    require(is_plain_name(&spec.hostname, 63), || format!("'{}' is not a host name", printable(&spec.hostname)))?;
+    require((1..=LAYERS_MAX).contains(&spec.layers.len()), || {
+        format!("a container has 1 to {LAYERS_MAX} layers, not {}", spec.layers.len())
+    })?;
+    require(spec.binds.len() <= BINDS_MAX, || format!("more than {BINDS_MAX} binds"))?;
+    for bind in &spec.binds {
+        target(&bind.target)?;
+        require(bind.owner != Owner::Canonical || bind.read_only, || {
+            format!("{} would be a layer that can be written", printable(&bind.target))
+        })?;
+    }
+    require(spec.listeners.len() <= LISTENERS_MAX, || format!("more than {LISTENERS_MAX} listeners"))?;
+    for listener in &spec.listeners {
+        if let ListenerSpec::Unix { path } = listener {
+            target(path)?;
+            require(path.len() <= SOCKET_PATH_MAX, || format!("the socket path {} is too long", printable(path)))?;
+        }
+    }
+    limits(spec)?;
+    require(spec.grace_ms <= GRACE_MAX_MS, || "a grace of more than an hour".to_owned())?;
+    require(spec.hosts.len() <= HOSTS_MAX, || format!("more than {HOSTS_MAX} host names"))?;
+    for (address, name) in &spec.hosts {
+        let fine = address.parse::<std::net::IpAddr>().is_ok() && is_plain_name(name, 253);
+        require(fine, || format!("'{} {}' is no line for /etc/hosts", printable(address), printable(name)))?;
+    }
+    require(spec.nameservers.len() <= NAMESERVERS_MAX, || format!("more than {NAMESERVERS_MAX} name servers"))?;
+    for server in &spec.nameservers {
+        let fine = server.parse::<std::net::IpAddr>().is_ok();
+        require(fine, || format!("'{}' is not a name server's address", printable(server)))?;
+    }
+    Ok(())
+}
+
+fn limits(spec: &ContainerSpec) -> Result<(), RuntimeError> {
+    let limits = &spec.limits;
+    let memory = limits.memory_max;
+    require(memory.is_none_or(|bytes| bytes >= MEMORY_MIN), || format!("a memory limit below {MEMORY_MIN} bytes"))?;
+    require(limits.pids_max >= PIDS_MIN, || format!("a limit of fewer than {PIDS_MIN} processes"))?;
+    require(limits.cpu_max_milli != Some(0), || "a processor limit of zero".to_owned())?;
+    require(limits.shm_bytes >= 4096, || "a /dev/shm of less than a page".to_owned())
+}
+
+/// A path in the container: absolute, without `..`, not the root itself and not what the kernel shows there.
+fn target(path: &str) -> Result<(), RuntimeError> {
+    let refuse = || format!("'{}' cannot be a path in the container", printable(path));
+    let parts = evoke_guest::tree::components(path.as_bytes()).map_err(|_| RuntimeError::Refused(refuse()))?;
+    let fine = path.starts_with('/') && path.len() <= PATH_MAX && !parts.is_empty();
+    let kernels = parts.first().is_some_and(|first| [b"proc".as_slice(), b"sys"].contains(first));
+    require(fine && !kernels && !path.bytes().any(|b| b < 0x20), refuse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bind, Layer};
+
+    fn valid() -> ContainerSpec {
+        ContainerSpec::new("ta-1", vec![Layer { path: "/d/layers/x".into(), owner: Owner::Canonical }])
+    }
+
+    #[test]
+    fn the_defaults_pass_and_each_broken_rule_is_refused() {
+        assert_eq!(spec(&valid()), Ok(()));
+        let bind = |target: &str| Bind {
+            source: "/d/x".into(),
+            target: target.to_owned(),
+            read_only: false,
+            owner: Owner::Single { uid: 1, gid: 1 },
+        };
+        let broken: Vec<fn(&mut ContainerSpec)> = vec![
+            |s| s.id = "../x".to_owned(),
+            |s| s.id = String::new(),
+            |s| s.id = ".trash".to_owned(),
+            |s| s.id = "a\n".to_owned(),
+            |s| s.hostname = "a b".to_owned(),
+            |s| s.layers.clear(),
+            |s| s.layers = vec![s.layers[0].clone(); LAYERS_MAX + 1],
+            |s| s.limits.memory_max = Some(1),
+            |s| s.limits.pids_max = 1,
+            |s| s.limits.cpu_max_milli = Some(0),
+            |s| s.listeners = vec![ListenerSpec::Unix { path: "x".to_owned() }],
+            |s| s.listeners = vec![ListenerSpec::Tcp { port: 1 }; LISTENERS_MAX + 1],
+            |s| s.hosts = vec![("1.2.3.4".to_owned(), "a\nevil".to_owned())],
+            |s| s.nameservers = vec!["127.0.0.1\noptions".to_owned()],
+            |s| s.grace_ms = u64::MAX,
+        ];
+        for (index, breaks) in broken.into_iter().enumerate() {
+            let mut request = valid();
+            breaks(&mut request);
+            assert!(matches!(spec(&request), Err(RuntimeError::Refused(_))), "rule {index}");
+        }
+        for target in ["x", "/", "/..", "/a/../b", "/proc/1", "/sys/x", "/a\nb"] {
+            let mut request = valid();
+            request.binds = vec![bind(target)];
+            assert!(spec(&request).is_err(), "{target}");
+        }
+        let mut request = valid();
+        request.binds = vec![bind("/data")];
+        assert_eq!(spec(&request), Ok(()));
+    }
+}
