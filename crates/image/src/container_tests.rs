@@ -52,8 +52,7 @@ async fn runs_and_commits() {
     let (end, _) = builder(&runtime).run(command(Some("/d/layers/new")), &log).await.unwrap();
     assert!(end.success());
     assert_eq!(log.text(), "one\ntwo, not ended");
-    let seen = seen.lock().unwrap();
-    let (container, spawn) = &seen[0];
+    let (container, spawn) = seen.lock().unwrap()[0].clone();
     assert_eq!((spawn.cwd.as_str(), spawn.user.as_str(), spawn.env.len()), ("/w", "me", 1));
     assert_eq!(container.network, Network::Bridged);
     assert!(container.binds[0].read_only && container.binds[0].owner == Owner::Single { uid: 500, gid: 501 });
