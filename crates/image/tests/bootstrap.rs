@@ -1,6 +1,9 @@
 //! Bootstraps from Debian's archive over the network, run as root. Ignored by default:
 //! `cargo test -p evoke-image --test bootstrap -- --ignored --nocapture`.
 
+// A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use evoke_image::{BaseConfig, BaseSource, BuildRequest, ImageSpec, Recipe};
