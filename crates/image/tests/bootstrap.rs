@@ -38,7 +38,12 @@ fn world() -> World {
 impl World {
     async fn build(&self, lines: &[&str]) -> Result<ImageSpec, evoke_image::ImageError> {
         let recipe = Recipe { lines: lines.iter().map(|l| (*l).to_owned()).collect(), ..Recipe::default() };
-        self.builder.build(BuildRequest { recipe, ..BuildRequest::default() }, Arc::new(Print)).await
+        self.builder
+            .build(
+                BuildRequest { recipe, ..BuildRequest::default() },
+                Arc::new(Print(std::time::Instant::now())),
+            )
+            .await
     }
 }
 

@@ -110,6 +110,7 @@ fn is_test_file(place: &str) -> bool {
         || place.starts_with("tests/")
         || place.ends_with("tests.rs")
         || place.ends_with("_test.rs")
+        || place.ends_with("testing.rs")
 }
 
 fn check_text(place: &str, text: &str, findings: &mut Vec<Finding>) {

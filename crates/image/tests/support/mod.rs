@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Test support: a failure is the test's.
 //! A builder for tests on a machine where the tests run as root: overlay mounts and chroot by the system's
 //! own tools, in a mount namespace of their own. It isolates nothing; it shows what a build does.
 
@@ -121,12 +122,12 @@ impl Builder for ChrootBuilder {
     }
 }
 
-/// Prints the log as it comes.
-pub struct Print;
+/// Prints the log as it comes, with the seconds since the start.
+pub struct Print(pub std::time::Instant);
 
 impl LogSink for Print {
     fn write(&self, _: LogStream, text: &str) {
-        print!("{text}");
+        print!("{:6.2} {text}", self.0.elapsed().as_secs_f64());
     }
 }
 

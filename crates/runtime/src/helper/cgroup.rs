@@ -138,7 +138,8 @@ fn remove_group(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
             if let Ok(entries) = std::fs::read_dir(path) {
-                let inner = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+                let inner =
+                    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
                 for entry in inner {
                     remove_group(&entry.path())?;
                 }

@@ -58,7 +58,8 @@ impl Folders {
         // The service user may see which layers exist; each of them is closed.
         let layers = own_folder(data.as_fd(), "layers", 0o755).step("making layers/")?;
         let trash = own_folder(containers.as_fd(), TRASH, 0o700).step("making the trash")?;
-        let unpacking = own_folder(containers.as_fd(), UNPACKING, 0o700).step("making the unpacking folder")?;
+        let unpacking =
+            own_folder(containers.as_fd(), UNPACKING, 0o700).step("making the unpacking folder")?;
         Ok(Self {
             data_path: config.data.clone(),
             data,
@@ -72,7 +73,12 @@ impl Folders {
     }
 
     /// Opens the tree behind a path that a server named, with the checks that its claimed owner demands.
-    pub(super) fn open_tree(&self, path: &Path, owner: Owner, read_only: bool) -> Result<OwnedFd, RuntimeError> {
+    pub(super) fn open_tree(
+        &self,
+        path: &Path,
+        owner: Owner,
+        read_only: bool,
+    ) -> Result<OwnedFd, RuntimeError> {
         match owner {
             Owner::Canonical => self.open_layer(path),
             Owner::Single { uid, gid } => self.open_single(path, (uid, gid), read_only),
@@ -108,7 +114,8 @@ impl Folders {
         for root in &self.read_only_roots {
             let Ok(inner) = path.strip_prefix(root) else { continue };
             let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let base = rustix::fs::open(root, flags, Mode::empty()).step(format!("opening {}", root.display()))?;
+            let base =
+                rustix::fs::open(root, flags, Mode::empty()).step(format!("opening {}", root.display()))?;
             if inner.as_os_str().is_empty() {
                 return Ok(base);
             }
@@ -123,7 +130,8 @@ impl Folders {
     pub(super) fn layer_name(&self, path: &Path) -> Result<String, RuntimeError> {
         let inner = path.strip_prefix(&self.data_path).ok().and_then(|p| p.strip_prefix("layers").ok());
         let name = inner.and_then(Path::to_str).filter(|name| is_plain_name(name, 128));
-        name.map(str::to_owned).ok_or_else(|| refused(format!("{} is not a folder of layers/", path.display())))
+        name.map(str::to_owned)
+            .ok_or_else(|| refused(format!("{} is not a folder of layers/", path.display())))
     }
 
     /// Where a tree that may be removed hangs: its parent and its name.
@@ -168,7 +176,13 @@ fn beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Resu
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     loop {
-        match rustix::fs::openat2(root, path.as_os_str().as_bytes(), flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        match rustix::fs::openat2(
+            root,
+            path.as_os_str().as_bytes(),
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        ) {
             // The kernel asks to try again when something was renamed meanwhile.
             Err(Errno::AGAIN | Errno::INTR) => continue,
             other => return other,

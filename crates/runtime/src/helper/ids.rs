@@ -32,6 +32,8 @@ pub(super) struct Ids {
     data: PathBuf,
     /// Locked for as long as the helper lives.
     blocks: BTreeMap<u32, std::fs::File>,
+    /// The machine's folder of lock files, by descriptor: the helper's own view of `/run` is another one.
+    folder: Option<OwnedFd>,
     used: BTreeSet<u32>,
     ranges: HashMap<u32, HashMap<(u32, u32), OwnedFd>>,
 }
@@ -50,7 +52,18 @@ impl Range {
 impl Ids {
     pub(super) fn new(data: &Path) -> Self {
         let data = data.to_owned();
-        Self { data, blocks: BTreeMap::new(), used: BTreeSet::new(), ranges: HashMap::new() }
+        Self { data, blocks: BTreeMap::new(), folder: None, used: BTreeSet::new(), ranges: HashMap::new() }
+    }
+
+    /// Makes the folder of lock files. Must come before the helper has a mount namespace of its own.
+    pub(super) fn prepare(&mut self) -> Result<(), RuntimeError> {
+        if self.folder.is_none() {
+            std::fs::create_dir_all(FOLDER).step(format!("making {FOLDER}"))?;
+            let folder =
+                sys::open(FOLDER, OFlags::RDONLY | OFlags::DIRECTORY).step(format!("opening {FOLDER}"))?;
+            self.folder = Some(folder);
+        }
+        Ok(())
     }
 
     /// Marks a range as used by a container that an earlier helper started.
@@ -67,6 +80,7 @@ impl Ids {
 
     /// A range that no living container has.
     pub(super) fn lease(&mut self) -> Result<Range, RuntimeError> {
+        self.prepare()?;
         loop {
             let free = self.blocks.keys().flat_map(|block| block * BLOCK..(block + 1) * BLOCK);
             let free = free.into_iter().find(|index| !self.used.contains(index));
@@ -84,21 +98,27 @@ impl Ids {
     }
 
     fn lease_block(&mut self) -> Result<(), RuntimeError> {
-        std::fs::create_dir_all(FOLDER).step(format!("making {FOLDER}"))?;
         for block in (0..BLOCKS).filter(|block| !self.blocks.contains_key(block)).collect::<Vec<_>>() {
             if let Some(file) = self.lock_block(block).step("leasing host ids")? {
                 self.blocks.insert(block, file);
                 return Ok(());
             }
         }
-        Err(RuntimeError::Exhausted("every range of host ids on this machine is taken by containers".to_owned()))
+        Err(RuntimeError::Exhausted(
+            "every range of host ids on this machine is taken by containers".to_owned(),
+        ))
     }
 
     /// Locks a block if it is free or was this data folder's before.
     fn lock_block(&self, block: u32) -> io::Result<Option<std::fs::File>> {
-        let path = format!("{FOLDER}/{block}");
+        let Some(folder) = &self.folder else { return Ok(None) };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mut file = std::fs::File::from(rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))?);
+        let mut file = std::fs::File::from(rustix::fs::openat(
+            folder,
+            block.to_string(),
+            flags,
+            Mode::from_raw_mode(0o600),
+        )?);
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -125,7 +145,8 @@ impl Ids {
             if singles.len() >= SINGLES_MAX {
                 singles.clear();
             }
-            let made = mapping_namespace(ids, range.base()).step("making a user namespace for translating owners")?;
+            let made = mapping_namespace(ids, range.base())
+                .step("making a user namespace for translating owners")?;
             singles.insert(ids, made);
         }
         singles.get(&ids).map(AsFd::as_fd).ok_or(RuntimeError::HelperGone)
@@ -144,6 +165,11 @@ fn has_containers(data: &Path) -> bool {
 pub(super) fn write_maps(pid: i32, uid: &str, gid: &str) -> io::Result<()> {
     std::fs::write(format!("/proc/{pid}/uid_map"), uid)?;
     std::fs::write(format!("/proc/{pid}/gid_map"), gid)
+}
+
+/// Tries to make a user namespace with maps.
+pub(super) fn user_namespace_works() -> io::Result<()> {
+    mapping_namespace((0, 0), FIRST_ID).map(drop)
 }
 
 fn mapping_namespace(ids: (u32, u32), base: u32) -> io::Result<OwnedFd> {

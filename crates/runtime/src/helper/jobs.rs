@@ -1,8 +1,8 @@
 //! Work that takes as long as a tree is large: done in children, so that the helper goes on serving.
 
+use super::request::Reply;
 use super::sys;
 use crate::RuntimeError;
-use crate::helper::request::Reply;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -14,18 +14,27 @@ const RUNNING_MAX: usize = 4;
 const WAITING_MAX: usize = 4096;
 /// Bytes of a job's answer at most.
 const ANSWER_MAX: u64 = 1024 * 1024;
+/// How much a job gives way to everything else.
+const NICENESS: i32 = 10;
 
-/// Who waits for a job: a client and the number of its request; nobody for housekeeping.
+/// Who waits for an answer: the number of a client and of its request. Nobody waits for housekeeping.
 pub(super) type Asker = Option<(u64, u64)>;
-
-type Outcome = Result<Reply, RuntimeError>;
-type Work = Box<dyn FnOnce() -> Outcome>;
+/// What a request comes to.
+pub(super) type Outcome = Result<Reply, RuntimeError>;
+/// A job's work on its descriptors; nothing else is open while it runs.
+type Work = Box<dyn FnOnce(&[OwnedFd]) -> Outcome>;
 
 /// What waits and what runs.
 #[derive(Default)]
 pub(super) struct Jobs {
-    waiting: VecDeque<(Asker, Vec<OwnedFd>, Work)>,
+    waiting: VecDeque<Waiting>,
     running: Vec<Running>,
+}
+
+struct Waiting {
+    asker: Asker,
+    fds: Vec<OwnedFd>,
+    work: Work,
 }
 
 struct Running {
@@ -35,37 +44,29 @@ struct Running {
 }
 
 impl Jobs {
-    /// Queues `work`, which may use the descriptors `keep` and nothing else that is open here.
+    /// Queues `work` with the descriptors that it uses.
     pub(super) fn push(
         &mut self,
         asker: Asker,
-        keep: Vec<OwnedFd>,
-        work: impl FnOnce(&[BorrowedFd<'_>]) -> Outcome + 'static,
+        fds: Vec<OwnedFd>,
+        work: impl FnOnce(&[OwnedFd]) -> Outcome + 'static,
     ) -> Result<(), RuntimeError> {
         if self.waiting.len() >= WAITING_MAX {
             return Err(RuntimeError::Exhausted("too much work on trees is waiting".to_owned()));
         }
-        let copies: Result<Vec<_>, _> = keep.iter().map(OwnedFd::try_clone).collect();
-        let copies = copies.map_err(|error| RuntimeError::step("keeping descriptors for a job", error))?;
-        let work: Work = Box::new(move || {
-            let borrowed: Vec<_> = copies.iter().map(AsFd::as_fd).collect();
-            work(&borrowed)
-        });
-        // The closure's own copies must survive as well, and they are what the child keeps open.
-        self.waiting.push_back((asker, keep, work));
+        self.waiting.push_back(Waiting { asker, fds, work: Box::new(work) });
         Ok(())
     }
 
-    /// Starts what may run. Returns the askers of jobs that could not even be started.
+    /// Starts what may run. Returns the jobs that could not even be started.
     pub(super) fn start(&mut self) -> Vec<(Asker, Outcome)> {
         let mut failed = Vec::new();
         while self.running.len() < RUNNING_MAX {
-            let Some((asker, keep, work)) = self.waiting.pop_front() else { break };
-            match spawn(work) {
+            let Some(Waiting { asker, fds, work }) = self.waiting.pop_front() else { break };
+            match spawn(&fds, work) {
                 Ok((child, answer)) => self.running.push(Running { asker, child, answer }),
                 Err(error) => failed.push((asker, Err(RuntimeError::step("starting a job", error)))),
             }
-            drop(keep);
         }
         failed
     }
@@ -82,7 +83,7 @@ impl Jobs {
 
     /// Takes the outcome of the job whose descriptor is `index`-th of [`Self::poll_fds`].
     pub(super) fn finish(&mut self, index: usize) -> (Asker, Outcome) {
-        let Running { asker, child, answer } = self.running.swap_remove(index);
+        let Running { asker, child, answer } = self.running.remove(index);
         let mut bytes = Vec::new();
         let read = std::fs::File::from(answer).take(ANSWER_MAX).read_to_end(&mut bytes);
         sys::wait(child.pid);
@@ -97,21 +98,19 @@ impl Jobs {
     }
 }
 
-fn spawn(work: Work) -> std::io::Result<(sys::Child, OwnedFd)> {
+fn spawn(fds: &[OwnedFd], work: Work) -> std::io::Result<(sys::Child, OwnedFd)> {
     let (answer, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let child = sys::fork_with(0, None, || {
         sys::die_with_parent();
-        // Requests come first.
         // SAFETY: changes the priority of this child.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
-        let outcome = work();
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+        let mut keep: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        keep.push(writer.as_raw_fd());
+        // Nothing that is closed here is ever used or dropped: the child ends by _exit.
+        sys::close_all_but(&keep);
+        let outcome = work(fds);
         let written = serde_json::to_vec(&outcome).map(|bytes| std::fs::File::from(writer).write_all(&bytes));
         i32::from(!matches!(written, Ok(Ok(()))))
     })?;
     Ok((child, answer))
-}
-
-/// In a job's child: closes every descriptor of the helper's that the job does not use.
-pub(super) fn keep_only(fds: &[BorrowedFd<'_>]) -> Vec<i32> {
-    fds.iter().map(AsRawFd::as_raw_fd).collect()
 }

@@ -27,8 +27,11 @@ const POOL: usize = 4;
 /// Bits of the bridge's network: room for 4094 containers.
 const PREFIX: u8 = 20;
 /// Networks to choose from, the least used first.
-const CANDIDATES: [(Ipv4Addr, u8); 3] =
-    [(Ipv4Addr::new(10, 213, 0, 0), 16), (Ipv4Addr::new(172, 29, 0, 0), 16), (Ipv4Addr::new(192, 168, 208, 0), 20)];
+const CANDIDATES: [(Ipv4Addr, u8); 3] = [
+    (Ipv4Addr::new(10, 213, 0, 0), 16),
+    (Ipv4Addr::new(172, 29, 0, 0), 16),
+    (Ipv4Addr::new(192, 168, 208, 0), 20),
+];
 
 /// The networks of this installation.
 #[derive(Debug)]
@@ -120,7 +123,8 @@ impl Networks {
         // The first address is the bridge's, the last is for broadcasts.
         let last = (1u32 << (32 - PREFIX)) - 2;
         let number = (2..=last).find(|number| !self.used.contains(number));
-        let number = number.ok_or_else(|| RuntimeError::Exhausted("every address of the bridge is in use".to_owned()))?;
+        let number = number
+            .ok_or_else(|| RuntimeError::Exhausted("every address of the bridge is in use".to_owned()))?;
         let address = bridge.address(number);
         self.used.insert(number);
         let made = self.make(Some((number, address)));
@@ -133,7 +137,8 @@ impl Networks {
     fn make(&self, address: Option<(u32, Ipv4Addr)>) -> Result<Slot, RuntimeError> {
         let (namespace, sysfs) = {
             let _back = enter_new(self.host.as_fd())?;
-            let namespace = sys::open("/proc/self/ns/net", OFlags::RDONLY).step("opening a network namespace")?;
+            let namespace =
+                sys::open("/proc/self/ns/net", OFlags::RDONLY).step("opening a network namespace")?;
             prepare_namespace()?;
             let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
                 | MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -173,7 +178,10 @@ impl Networks {
             )),
             (Some(bridge), _) => findings.push(finding(
                 FindingState::Degraded,
-                format!("bridge {} cannot translate addresses, so containers reach this machine only", bridge.name),
+                format!(
+                    "bridge {} cannot translate addresses, so containers reach this machine only",
+                    bridge.name
+                ),
                 Some("Use a kernel with nf_tables and nft_masq, or install iptables."),
             )),
             (None, problem) => findings.push(finding(
@@ -185,7 +193,8 @@ impl Networks {
         if resolver::falls_back() {
             findings.push(finding(
                 FindingState::Degraded,
-                "this machine's name servers are on its loopback; containers ask 1.1.1.1 and 8.8.8.8".to_owned(),
+                "this machine's name servers are on its loopback; containers ask 1.1.1.1 and 8.8.8.8"
+                    .to_owned(),
                 Some("Put name servers that containers can reach into /etc/resolv.conf."),
             ));
         }
@@ -281,9 +290,17 @@ impl Bridge {
         let _ = set(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
         let table = format!("evoke-{tag}");
         let cidr = format!("{subnet}/{PREFIX}");
-        let masquerades = rules::install(&table, &name, subnet, PREFIX).is_ok() || firewall::masquerade(&name, &cidr);
+        let masquerades =
+            rules::install(&table, &name, subnet, PREFIX).is_ok() || firewall::masquerade(&name, &cidr);
         firewall::open(&name);
-        Ok(Self { table, prefix_of_names: format!("ev{}-", &tag[..tag.len().min(6)]), name, index, subnet, masquerades })
+        Ok(Self {
+            table,
+            prefix_of_names: format!("ev{}-", &tag[..tag.len().min(6)]),
+            name,
+            index,
+            subnet,
+            masquerades,
+        })
     }
 
     fn make(netlink: &Netlink, name: &str, found: u32) -> Result<(u32, Ipv4Addr), RuntimeError> {
@@ -291,11 +308,13 @@ impl Bridge {
             links::add_bridge(netlink, name).step("making the bridge")?;
         }
         let index = links::find(netlink, name).step("looking for the bridge")?;
-        let index = index.ok_or_else(|| RuntimeError::step("making the bridge", io::Error::other("it vanished")))?;
+        let index =
+            index.ok_or_else(|| RuntimeError::step("making the bridge", io::Error::other("it vanished")))?;
         let routes = links::routes(netlink).step("reading the routes")?;
         let routes: Vec<_> = routes.into_iter().map(|(network, prefix, _)| (network, prefix)).collect();
-        let subnet = choose_subnet(&routes)
-            .ok_or_else(|| RuntimeError::Exhausted("every network for the bridge has a route already".to_owned()))?;
+        let subnet = choose_subnet(&routes).ok_or_else(|| {
+            RuntimeError::Exhausted("every network for the bridge has a route already".to_owned())
+        })?;
         let own = Ipv4Addr::from(u32::from(subnet) + 1);
         links::add_address(netlink, index, own, PREFIX).step("giving the bridge its address")?;
         links::set_up(netlink, index).step("switching the bridge on")?;
@@ -359,7 +378,10 @@ mod tests {
         assert_eq!(choose_subnet(&[]), Some(ip(10, 213, 0, 0)));
         assert_eq!(choose_subnet(&[(ip(10, 213, 0, 0), 24)]), Some(ip(10, 213, 16, 0)));
         assert_eq!(choose_subnet(&[(ip(10, 0, 0, 0), 8)]), Some(ip(172, 29, 0, 0)));
-        assert_eq!(choose_subnet(&[(ip(10, 0, 0, 0), 8), (ip(172, 16, 0, 0), 12)]), Some(ip(192, 168, 208, 0)));
+        assert_eq!(
+            choose_subnet(&[(ip(10, 0, 0, 0), 8), (ip(172, 16, 0, 0), 12)]),
+            Some(ip(192, 168, 208, 0))
+        );
         assert_eq!(choose_subnet(&[(ip(0, 0, 0, 0), 1), (ip(128, 0, 0, 0), 1)]), None);
     }
 }

@@ -32,8 +32,14 @@ impl Stage {
     }
 
     /// An overlay of `layers` (bottom first, detached mounts) with `upper` on top, which is a detached mount
-    /// with the folders `upper` and `work` in it.
-    pub(super) fn overlay(&self, layers: &[OwnedFd], upper: &OwnedFd) -> Result<OwnedFd, RuntimeError> {
+    /// with the folders `upper` and `work` in it. What the overlay does on its own account it does as host user
+    /// `base`, the container's root: no other user could own files in an id-mapped upper folder.
+    pub(super) fn overlay(
+        &self,
+        layers: &[OwnedFd],
+        upper: &OwnedFd,
+        base: u32,
+    ) -> Result<OwnedFd, RuntimeError> {
         let mut hung = Hung { stage: self, names: Vec::new() };
         for (index, layer) in layers.iter().enumerate() {
             hung.hang(index.to_string(), layer.as_fd()).step("staging a layer")?;
@@ -57,7 +63,8 @@ impl Stage {
             ("source", "evoke"),
         ];
         let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-        let made = sys::new_mount("overlay", &options, flags).step("mounting the overlay");
+        let made = sys::as_file_user(base, || sys::new_mount("overlay", &options, flags));
+        let made = made.and_then(|made| made).step("mounting the overlay");
         rustix::process::chdir("/").step("leaving the stage")?;
         made
     }

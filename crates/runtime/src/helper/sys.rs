@@ -121,7 +121,8 @@ pub(super) fn execute_guest(program: BorrowedFd<'_>, control: BorrowedFd<'_>, nu
 
 /// In a child: closes all descriptors from 3 on but those listed.
 pub(super) fn close_all_but(keep: &[i32]) {
-    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd >= 3).collect();
+    let mut keep: Vec<u32> =
+        keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd >= 3).collect();
     keep.sort_unstable();
     let mut first = 3u32;
     for fd in keep.into_iter().chain([u32::MAX]) {
@@ -261,6 +262,37 @@ pub(super) fn unshare_network() -> io::Result<()> {
 pub(super) fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
     Ok(move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?)
+}
+
+/// Runs `work` with files belonging to host user and group `id`, with every capability kept.
+pub(super) fn as_file_user<T>(id: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+    /// Changing the user does not change capabilities.
+    const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+    let set = |bits: libc::c_ulong, user: u32| {
+        // SAFETY: attributes of this thread alone, which is the process's only one.
+        unsafe {
+            if libc::prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            libc::setfsuid(user);
+            libc::setfsgid(user);
+            // The call tells its former value only; asking for an impossible one tells the present.
+            let same = libc::setfsuid(u32::MAX) as u32 == user && libc::setfsgid(u32::MAX) as u32 == user;
+            if !same || libc::prctl(libc::PR_SET_SECUREBITS, bits) != 0 {
+                return Err(io::Error::other("the file user could not be changed"));
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = set(NO_SETUID_FIXUP, id) {
+        return set(0, 0).and(Err(error));
+    }
+    let done = work();
+    if set(0, 0).is_err() {
+        // Going on as somebody else would make files that belong to a container; a new helper is started.
+        std::process::abort();
+    }
+    Ok(done)
 }
 
 /// Opens a file of this process's own choosing.

@@ -18,7 +18,9 @@ const GRACE_MAX_MS: u64 = 3_600_000;
 
 /// Whether `id` can be a container's name.
 pub(super) fn id(id: &str) -> Result<(), RuntimeError> {
-    require(is_plain_name(id, 64) && !id.contains('.'), || format!("'{}' is not a container's name", printable(id)))
+    require(is_plain_name(id, 64) && !id.contains('.'), || {
+        format!("'{}' is not a container's name", printable(id))
+    })
 }
 
 fn require(rule: bool, otherwise: impl FnOnce() -> String) -> Result<(), RuntimeError> {
@@ -32,7 +34,9 @@ fn printable(text: &str) -> String {
 /// Checks everything of a request that can be checked without looking at the machine.
 pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     id(&spec.id)?;
-    require(is_plain_name(&spec.hostname, 63), || format!("'{}' is not a host name", printable(&spec.hostname)))?;
+    require(is_plain_name(&spec.hostname, 63), || {
+        format!("'{}' is not a host name", printable(&spec.hostname))
+    })?;
     require((1..=LAYERS_MAX).contains(&spec.layers.len()), || {
         format!("a container has 1 to {LAYERS_MAX} layers, not {}", spec.layers.len())
     })?;
@@ -47,7 +51,9 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     for listener in &spec.listeners {
         if let ListenerSpec::Unix { path } = listener {
             target(path)?;
-            require(path.len() <= SOCKET_PATH_MAX, || format!("the socket path {} is too long", printable(path)))?;
+            require(path.len() <= SOCKET_PATH_MAX, || {
+                format!("the socket path {} is too long", printable(path))
+            })?;
         }
     }
     limits(spec)?;
@@ -57,7 +63,9 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         let fine = address.parse::<std::net::IpAddr>().is_ok() && is_plain_name(name, 253);
         require(fine, || format!("'{} {}' is no line for /etc/hosts", printable(address), printable(name)))?;
     }
-    require(spec.nameservers.len() <= NAMESERVERS_MAX, || format!("more than {NAMESERVERS_MAX} name servers"))?;
+    require(spec.nameservers.len() <= NAMESERVERS_MAX, || {
+        format!("more than {NAMESERVERS_MAX} name servers")
+    })?;
     for server in &spec.nameservers {
         let fine = server.parse::<std::net::IpAddr>().is_ok();
         require(fine, || format!("'{}' is not a name server's address", printable(server)))?;
@@ -68,7 +76,9 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
 fn limits(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     let limits = &spec.limits;
     let memory = limits.memory_max;
-    require(memory.is_none_or(|bytes| bytes >= MEMORY_MIN), || format!("a memory limit below {MEMORY_MIN} bytes"))?;
+    require(memory.is_none_or(|bytes| bytes >= MEMORY_MIN), || {
+        format!("a memory limit below {MEMORY_MIN} bytes")
+    })?;
     require(limits.pids_max >= PIDS_MIN, || format!("a limit of fewer than {PIDS_MIN} processes"))?;
     require(limits.cpu_max_milli != Some(0), || "a processor limit of zero".to_owned())?;
     require(limits.shm_bytes >= 4096, || "a /dev/shm of less than a page".to_owned())
@@ -77,7 +87,8 @@ fn limits(spec: &ContainerSpec) -> Result<(), RuntimeError> {
 /// A path in the container: absolute, without `..`, not the root itself and not what the kernel shows there.
 fn target(path: &str) -> Result<(), RuntimeError> {
     let refuse = || format!("'{}' cannot be a path in the container", printable(path));
-    let parts = evoke_guest::tree::components(path.as_bytes()).map_err(|_| RuntimeError::Refused(refuse()))?;
+    let parts =
+        evoke_guest::tree::components(path.as_bytes()).map_err(|_| RuntimeError::Refused(refuse()))?;
     let fine = path.starts_with('/') && path.len() <= PATH_MAX && !parts.is_empty();
     let kernels = parts.first().is_some_and(|first| [b"proc".as_slice(), b"sys"].contains(first));
     require(fine && !kernels && !path.bytes().any(|b| b < 0x20), refuse)

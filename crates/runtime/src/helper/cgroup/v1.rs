@@ -23,7 +23,9 @@ impl Parents {
         let mut groups = Vec::new();
         for controller in CONTROLLERS {
             let has = |options: &str| options.split(',').any(|option| option == controller);
-            let Some((mount, _)) = mounted(mounts, "cgroup").find(|(_, options)| has(options)) else { continue };
+            let Some((mount, _)) = mounted(mounts, "cgroup").find(|(_, options)| has(options)) else {
+                continue;
+            };
             let group = own_group(own, controller).trim_start_matches('/');
             let inside = mount.join(group);
             let parent = if inside.is_dir() { inside } else { mount };

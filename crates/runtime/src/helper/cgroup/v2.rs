@@ -71,7 +71,9 @@ impl Parent {
             write(&group, "memory.low", &limits.memory_low.to_string())?;
         }
         write(&group, "pids.max", &limits.pids_max.to_string())?;
-        let path = group.to_str().ok_or_else(|| RuntimeError::Refused("a cgroup path that is no text".to_owned()))?;
+        let path = group
+            .to_str()
+            .ok_or_else(|| RuntimeError::Refused("a cgroup path that is no text".to_owned()))?;
         sys::open(path, OFlags::RDONLY | OFlags::DIRECTORY).step(format!("opening {path}"))
     }
 
@@ -100,7 +102,8 @@ fn move_processes(root: &Path) -> Result<(), RuntimeError> {
         }
         _ => {}
     }
-    let pids = std::fs::read_to_string(root.join("cgroup.procs")).step("listing the processes of the root group")?;
+    let pids =
+        std::fs::read_to_string(root.join("cgroup.procs")).step("listing the processes of the root group")?;
     for pid in pids.lines() {
         // A process may end before it is moved; if others could not be moved, the caller's next step says so.
         let _ = write(&leaf, "cgroup.procs", pid);

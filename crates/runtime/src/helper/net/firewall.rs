@@ -14,7 +14,8 @@ const DUPLICATES_MAX: usize = 8;
 
 /// Runs a tool quietly; whether it succeeded.
 fn run(tool: &str, arguments: &[&str]) -> bool {
-    let Some(path) = FOLDERS.iter().map(|folder| format!("{folder}/{tool}")).find(|p| std::path::Path::new(p).exists())
+    let Some(path) =
+        FOLDERS.iter().map(|folder| format!("{folder}/{tool}")).find(|p| std::path::Path::new(p).exists())
     else {
         return false;
     };
@@ -33,7 +34,10 @@ fn run(tool: &str, arguments: &[&str]) -> bool {
     loop {
         #[allow(clippy::disallowed_methods)]
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let timeout = rustix::event::Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
         let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         match rustix::event::poll(&mut fds, Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => continue,
@@ -57,17 +61,31 @@ fn others_filter() -> bool {
 }
 
 fn forward_policy_is_drop() -> bool {
-    let path = FOLDERS.iter().map(|folder| format!("{folder}/iptables")).find(|p| std::path::Path::new(p).exists());
+    let path =
+        FOLDERS.iter().map(|folder| format!("{folder}/iptables")).find(|p| std::path::Path::new(p).exists());
     let Some(path) = path else { return false };
-    let output = Command::new(path).args(["-w", "5", "-S", "FORWARD"]).env_clear().stdin(Stdio::null()).output();
-    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).lines().any(|line| line == "-P FORWARD DROP"))
+    let output =
+        Command::new(path).args(["-w", "5", "-S", "FORWARD"]).env_clear().stdin(Stdio::null()).output();
+    output.is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout).lines().any(|line| line == "-P FORWARD DROP")
+    })
 }
 
 fn rules(bridge: &str) -> [Vec<String>; 2] {
     let text = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
     [
         text(&["FORWARD", "-i", bridge, "!", "-o", bridge, "-j", "ACCEPT"]),
-        text(&["FORWARD", "-o", bridge, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"]),
+        text(&[
+            "FORWARD",
+            "-o",
+            bridge,
+            "-m",
+            "conntrack",
+            "--ctstate",
+            "RELATED,ESTABLISHED",
+            "-j",
+            "ACCEPT",
+        ]),
     ]
 }
 

@@ -52,7 +52,11 @@ pub(super) fn names(netlink: &Netlink) -> io::Result<Vec<String>> {
     netlink.dump(&Message::new(libc::RTM_GETLINK, DUMP, &link(0, 0, 0)), |_, body| {
         let all = attributes(body.get(16..).unwrap_or_default());
         let name = all.iter().find(|(kind, _)| *kind == IFLA_IFNAME).map(|(_, value)| value);
-        names.extend(name.map(|value| String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned()));
+        names.extend(
+            name.map(|value| {
+                String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned()
+            }),
+        );
     })?;
     Ok(names)
 }
@@ -169,7 +173,8 @@ pub(super) fn routes(netlink: &Netlink) -> io::Result<Vec<(Ipv4Addr, u8, u32)>> 
         let all = attributes(&body[12..]);
         let value = |wanted| all.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| *value);
         let destination = value(RTA_DST).and_then(|v| <[u8; 4]>::try_from(v).ok());
-        let interface = value(RTA_OIF).and_then(|v| <[u8; 4]>::try_from(v).ok()).map_or(0, u32::from_ne_bytes);
+        let interface =
+            value(RTA_OIF).and_then(|v| <[u8; 4]>::try_from(v).ok()).map_or(0, u32::from_ne_bytes);
         found.extend(destination.map(|octets| (Ipv4Addr::from(octets), body[1], interface)));
     })?;
     Ok(found)

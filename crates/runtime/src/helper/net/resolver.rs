@@ -41,7 +41,8 @@ pub(crate) fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(Str
 fn servers(text: &str) -> Vec<String> {
     let lines = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
     let servers = lines.filter_map(|rest| rest.split_whitespace().next());
-    let reachable = |server: &&str| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4() && !ip.is_loopback());
+    let reachable =
+        |server: &&str| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv4() && !ip.is_loopback());
     servers.filter(reachable).take(SERVERS_MAX).map(str::to_owned).collect()
 }
 
@@ -80,8 +81,14 @@ mod tests {
         let stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch a.example .\n";
         let upstream = "nameserver 10.0.0.2\nnameserver fe80::1\nsearch a.example\n";
         assert_eq!(resolv_conf(&[], stub, upstream), "nameserver 10.0.0.2\nsearch a.example\n");
-        assert_eq!(resolv_conf(&[], stub, ""), "nameserver 1.1.1.1\nnameserver 8.8.8.8\nsearch a.example .\n");
-        assert_eq!(resolv_conf(&[], "nameserver 9.9.9.9\noptions ndots:2\n", ""), "nameserver 9.9.9.9\noptions ndots:2\n");
+        assert_eq!(
+            resolv_conf(&[], stub, ""),
+            "nameserver 1.1.1.1\nnameserver 8.8.8.8\nsearch a.example .\n"
+        );
+        assert_eq!(
+            resolv_conf(&[], "nameserver 9.9.9.9\noptions ndots:2\n", ""),
+            "nameserver 9.9.9.9\noptions ndots:2\n"
+        );
         assert_eq!(resolv_conf(&["192.0.2.1".to_owned()], stub, upstream), "nameserver 192.0.2.1\n");
     }
 

@@ -112,7 +112,9 @@ fn expression(list: &mut Message, name: &str, data: impl FnOnce(&mut Message)) {
 
 fn compare(list: &mut Message, operator: u32, value: &[u8]) {
     expression(list, "cmp", |data| {
-        data.attr(1, &big(REGISTER)).attr(2, &big(operator)).nest(3, |value_of| drop(value_of.attr(1, value)));
+        data.attr(1, &big(REGISTER))
+            .attr(2, &big(operator))
+            .nest(3, |value_of| drop(value_of.attr(1, value)));
     });
 }
 
