@@ -17,8 +17,9 @@ use std::process::{Command, Stdio};
 const RELEASE_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes of a package list at most, as sent and unpacked.
 const PACKAGES_MAX: u64 = 256 * 1024 * 1024;
-/// Downloads of packages at a time.
-const DOWNLOADS: usize = 6;
+/// Downloads of packages at a time: as many as the client keeps idle connections to one host, so that each
+/// is reused and a name is looked up a few times only.
+const DOWNLOADS: usize = 3;
 /// The keyring that the host may have.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
