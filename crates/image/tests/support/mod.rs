@@ -1,6 +1,7 @@
-#![allow(clippy::unwrap_used, clippy::expect_used)] // Test support: a failure is the test's.
 //! A builder for tests on a machine where the tests run as root: overlay mounts and chroot by the system's
 //! own tools, in a mount namespace of their own. It isolates nothing; it shows what a build does.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Test support: a failure is the test's.
 
 use async_trait::async_trait;
 use evoke_core::SystemClock;
