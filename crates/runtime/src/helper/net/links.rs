@@ -65,7 +65,9 @@ pub(super) fn names(netlink: &Netlink) -> io::Result<Vec<String>> {
 pub(super) fn add_bridge(netlink: &Netlink, name: &str) -> io::Result<()> {
     let mut message = Message::new(libc::RTM_NEWLINK, ACK | CREATE | EXCL, &link(0, UP, UP));
     message.text(IFLA_IFNAME, name);
-    message.nest(IFLA_LINKINFO, |info| drop(info.text(INFO_KIND, "bridge")));
+    message.nest(IFLA_LINKINFO, |info| {
+        info.text(INFO_KIND, "bridge");
+    });
     netlink.change(&message)
 }
 
@@ -97,7 +99,9 @@ pub(super) fn isolate(netlink: &Netlink, index: u32) -> io::Result<()> {
     let mut message = Message::new(libc::RTM_NEWLINK, ACK, &link(index, 0, 0));
     message.nest(IFLA_LINKINFO, |info| {
         info.text(INFO_SLAVE_KIND, "bridge");
-        info.nest(INFO_SLAVE_DATA, |data| drop(data.attr(BRPORT_ISOLATED, &[1])));
+        info.nest(INFO_SLAVE_DATA, |data| {
+            data.attr(BRPORT_ISOLATED, &[1]);
+        });
     });
     netlink.change(&message)
 }

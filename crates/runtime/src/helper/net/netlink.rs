@@ -10,7 +10,6 @@ pub(super) const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
 pub(super) const ACK: u16 = libc::NLM_F_ACK as u16;
 pub(super) const CREATE: u16 = libc::NLM_F_CREATE as u16;
 pub(super) const EXCL: u16 = libc::NLM_F_EXCL as u16;
-pub(super) const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 pub(super) const APPEND: u16 = libc::NLM_F_APPEND as u16;
 pub(super) const DUMP: u16 = libc::NLM_F_DUMP as u16;
 const NESTED: u16 = libc::NLA_F_NESTED as u16;
@@ -52,9 +51,7 @@ impl Message {
     /// Pads, and writes the length of what begins at `from` in the width that it has there.
     fn close(&mut self, from: usize, attribute: u16) {
         let length = self.bytes.len() - from;
-        while self.bytes.len() % 4 != 0 {
-            self.bytes.push(0);
-        }
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
         if attribute != 0 {
             // An attribute here is a few hundred bytes, far from what 16 bits hold.
             self.bytes[from..from + 2].copy_from_slice(&(length as u16).to_ne_bytes());
@@ -216,7 +213,9 @@ mod tests {
     #[test]
     fn messages_have_the_kernels_layout() {
         let mut message = Message::new(16, ACK, &[1, 2, 3, 4]);
-        message.text(3, "ab").nest(18, |inner| drop(inner.attr(1, &[9])));
+        message.text(3, "ab").nest(18, |inner| {
+            inner.attr(1, &[9]);
+        });
         let bytes = &message.bytes;
         assert_eq!(word(bytes, 0) as usize, bytes.len());
         assert_eq!(bytes.len() % 4, 0);

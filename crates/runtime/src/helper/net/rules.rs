@@ -112,14 +112,16 @@ fn expression(list: &mut Message, name: &str, data: impl FnOnce(&mut Message)) {
 
 fn compare(list: &mut Message, operator: u32, value: &[u8]) {
     expression(list, "cmp", |data| {
-        data.attr(1, &big(REGISTER))
-            .attr(2, &big(operator))
-            .nest(3, |value_of| drop(value_of.attr(1, value)));
+        data.attr(1, &big(REGISTER)).attr(2, &big(operator)).nest(3, |value_of| {
+            value_of.attr(1, value);
+        });
     });
 }
 
 fn interface(list: &mut Message, key: u32, operator: u32, name: &str) {
-    expression(list, "meta", |data| drop(data.attr(2, &big(key)).attr(1, &big(REGISTER))));
+    expression(list, "meta", |data| {
+        data.attr(2, &big(key)).attr(1, &big(REGISTER));
+    });
     let mut padded = [0u8; 16];
     padded[..name.len().min(15)].copy_from_slice(&name.as_bytes()[..name.len().min(15)]);
     compare(list, operator, &padded);
@@ -134,7 +136,12 @@ fn load(list: &mut Message, header: u32, at: u32, length: u32) {
 fn mask(list: &mut Message, mask: &[u8; 4]) {
     expression(list, "bitwise", |data| {
         data.attr(1, &big(REGISTER)).attr(2, &big(REGISTER)).attr(3, &big(4));
-        data.nest(4, |value| drop(value.attr(1, mask))).nest(5, |value| drop(value.attr(1, &[0; 4])));
+        data.nest(4, |value| {
+            value.attr(1, mask);
+        })
+        .nest(5, |value| {
+            value.attr(1, &[0; 4]);
+        });
     });
 }
 
@@ -149,7 +156,11 @@ fn drop_packet(list: &mut Message) {
     expression(list, "immediate", |data| {
         data.attr(1, &big(VERDICT_REGISTER));
         // Verdict 0 is to drop.
-        data.nest(2, |value| drop(value.nest(2, |verdict| drop(verdict.attr(1, &big(0))))));
+        data.nest(2, |value| {
+            value.nest(2, |verdict| {
+                verdict.attr(1, &big(0));
+            });
+        });
     });
 }
 
@@ -176,7 +187,9 @@ pub(super) fn install(table: &str, bridge: &str, subnet: Ipv4Addr, prefix: u8) -
     });
     batch.rule("forward", |list| {
         interface(list, META_OUTPUT_NAME, EQUAL, bridge);
-        expression(list, "ct", |data| drop(data.attr(1, &big(REGISTER)).attr(2, &big(CT_STATE))));
+        expression(list, "ct", |data| {
+            data.attr(1, &big(REGISTER)).attr(2, &big(CT_STATE));
+        });
         mask(list, &CT_KNOWN.to_ne_bytes());
         compare(list, EQUAL, &[0; 4]);
         drop_packet(list);
