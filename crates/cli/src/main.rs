@@ -71,10 +71,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Says what failed, why, and the mend, on stderr.
 fn report(error: &anyhow::Error) {
-    let mut chain = error.chain().peekable();
     let mut first = true;
     let mut hints = Vec::new();
-    while let Some(cause) = chain.next() {
+    for cause in error.chain() {
         let ours = cause.downcast_ref::<evoke_core::Error>();
         let text = ours.map_or_else(|| cause.to_string(), |e| e.message.clone());
         eprintln!("{}{text}", if first { "evoke: " } else { "  because: " });

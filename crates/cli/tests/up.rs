@@ -1,4 +1,5 @@
 //! `evoke up` for real: its processes, what survives which death, and what is left afterwards. Needs root.
+#![allow(clippy::unwrap_used)] // A test that cannot go on says so by its panic.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

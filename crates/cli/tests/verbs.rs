@@ -1,4 +1,5 @@
 //! The verbs as a person meets them: the real binary, its output and its exit codes. No server is started.
+#![allow(clippy::unwrap_used)] // A test that cannot go on says so by its panic.
 
 use std::path::Path;
 use std::process::{Command, Output};

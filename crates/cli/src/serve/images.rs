@@ -3,7 +3,7 @@
 
 use super::bytecode::Bytecode;
 use async_trait::async_trait;
-use evoke_control::ports::{BuildRequest, BuiltImage, ImageBuilder, StoredLayer};
+use evoke_control::ports::{BuildLog, BuildRequest, BuiltImage, ImageBuilder, StoredLayer};
 use evoke_core::Error;
 use evoke_image::{
     Context, ContextEntry, ContextMount, ImageError, ImageSpec, LayerOwner, LayerRef, Libc, LogSink,
@@ -52,7 +52,7 @@ impl Images {
 }
 
 /// Where the lines of a build go.
-struct Lines(Arc<dyn Fn(i32, &str) + Send + Sync>);
+struct Lines(BuildLog);
 
 impl LogSink for Lines {
     fn write(&self, stream: LogStream, text: &str) {
