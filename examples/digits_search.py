@@ -29,7 +29,8 @@ Settings = dict[str, float | int | str]
 def candidates() -> list[Settings]:
     """Every combination that is tried: support vectors, nearest neighbours, forests."""
     grid: list[Settings] = [
-        {"model": "svc", "C": c, "gamma": gamma} for c, gamma in itertools.product((0.1, 1, 10, 100), (0.001, 0.01, 0.1))
+        {"model": "svc", "C": c, "gamma": gamma}
+        for c, gamma in itertools.product((0.1, 1, 10, 100), (0.001, 0.01, 0.1))
     ]
     grid += [{"model": "knn", "k": k} for k in (1, 3, 5, 9, 15)]
     grid += [{"model": "forest", "trees": trees, "depth": depth} for trees in (50, 200) for depth in (6, 12, 24)]
