@@ -28,22 +28,21 @@ pub struct HostConfig {
 /// System folders that are shown.
 const FOLDERS: [&str; 9] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt/cuda", "/usr/local/cuda"];
-/// Files and folders of /etc that programs need and that tell nothing of people.
-const ETC: [&str; 13] = [
-    "/etc/ssl/certs",
-    "/etc/pki/tls/certs",
-    "/etc/pki/ca-trust/extracted",
-    "/etc/ca-certificates.conf",
+/// Folders of /etc that programs need and that tell nothing of people.
+const ETC_FOLDERS: [&str; 3] = ["/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.conf.d"];
+/// Files of the same kind; the image has copies of them.
+const ETC_FILES: [&str; 8] = [
     "/etc/ld.so.cache",
     "/etc/ld.so.conf",
-    "/etc/ld.so.conf.d",
-    "/etc/alternatives",
     "/etc/mime.types",
     "/etc/protocols",
     "/etc/services",
     "/etc/localtime",
     "/etc/os-release",
+    "/etc/pki/tls/certs/ca-bundle.crt",
 ];
+/// Bytes of one such file at most.
+const ETC_FILE_MAX: u64 = 16 * 1024 * 1024;
 /// Folders of people and of the system's state; nothing in or above them is shown.
 const NEVER: [&str; 10] =
     ["/home", "/root", "/etc", "/var", "/proc", "/sys", "/dev", "/run", "/tmp", "/boot"];
@@ -99,16 +98,20 @@ impl Bases {
 
     async fn host_image(&self, interpreter: &Interpreter) -> Result<ImageSpec> {
         let (binds, links) = view(&self.config.host, interpreter)?;
+        let files = etc_files(Path::new("/"));
         let (major, minor, patch) = interpreter.version;
         let mut hasher = Hasher::new("evoke-host-1");
         hasher.text(&format!("{interpreter:?}{links:?}"));
+        for (path, content) in &files {
+            hasher.text(path).bytes(content);
+        }
         let key = hasher.finish();
         let layer = match self.tools.layer(&key).await? {
             Some(layer) => layer,
             None => {
                 let (interpreter, links) = (interpreter.clone(), links.clone());
                 let (pipe, writer) = blob::pipe_through("the host layer".into(), move |out| {
-                    write_layer(&interpreter, &links, out)
+                    write_layer(&interpreter, &links, &files, out)
                 })?;
                 let unpacked =
                     self.tools.unpack(&Root::default(), pipe, &key, "a view of this machine".into()).await;
@@ -169,7 +172,7 @@ type View = (Vec<HostBind>, BTreeMap<String, String>);
 fn view(config: &HostConfig, interpreter: &Interpreter) -> Result<View> {
     let mut binds = Vec::new();
     let mut links = BTreeMap::new();
-    for folder in FOLDERS.iter().chain(&ETC) {
+    for folder in FOLDERS.iter().chain(&ETC_FOLDERS) {
         let path = Path::new(folder);
         let Ok(meta) = path.symlink_metadata() else { continue };
         if meta.is_symlink() && path.parent() == Some(Path::new("/")) {
@@ -190,6 +193,20 @@ fn view(config: &HostConfig, interpreter: &Interpreter) -> Result<View> {
         }
     }
     Ok((binds, links))
+}
+
+/// The small files of /etc, by path without a leading slash.
+fn etc_files(root: &Path) -> Vec<(String, Vec<u8>)> {
+    use std::io::Read as _;
+    let read = |path: &&str| {
+        let name = path.trim_start_matches('/');
+        let mut content = Vec::new();
+        // What this machine lacks, the image lacks.
+        let file = std::fs::File::open(root.join(name)).ok()?;
+        file.take(ETC_FILE_MAX).read_to_end(&mut content).ok()?;
+        Some((name.to_owned(), content))
+    };
+    ETC_FILES.iter().filter_map(read).collect()
 }
 
 /// Adds a bind unless an earlier one shows it already.
@@ -229,6 +246,7 @@ fn check_shown(config: &HostConfig, path: &Path, interpreter: bool) -> Result<()
 fn write_layer(
     interpreter: &Interpreter,
     links: &BTreeMap<String, String>,
+    files: &[(String, Vec<u8>)],
     out: &mut dyn std::io::Write,
 ) -> Result<()> {
     let mut tree = crate::tree::TreeWriter::new("the host layer", out);
@@ -246,6 +264,9 @@ fn write_layer(
     )?;
     tree.file("etc/group", 0o644, b"root:x:0:\ntty:x:5:\nstaff:x:50:\nnogroup:x:65534:\n")?;
     tree.file("etc/nsswitch.conf", 0o644, b"passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n")?;
+    for (path, content) in files {
+        tree.file(path, 0o644, content)?;
+    }
     let venv = VENV.trim_start_matches('/');
     let site = format!("{venv}/lib/python{major}.{minor}/site-packages");
     for folder in [

@@ -157,7 +157,8 @@ impl Bases {
         let key = self.key(reference);
         if !fresh {
             if let Some(image) = self.tools.index.image(&key).await? {
-                if image.layers.iter().all(|layer| layer.path.is_dir()) {
+                // A view of this machine follows what is installed here.
+                if !image.host && image.layers.iter().all(|layer| layer.path.is_dir()) {
                     return Ok(image);
                 }
             }

@@ -1,7 +1,7 @@
 //! A builder for tests on a machine where the tests run as root: overlay mounts and chroot by the system's
 //! own tools, in a mount namespace of their own. It isolates nothing; it shows what a build does.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // Test support: a failure is the test's.
+#![allow(clippy::unwrap_used, clippy::expect_used, dead_code)] // Test support: a failure is the test's.
 
 use async_trait::async_trait;
 use evoke_core::SystemClock;
@@ -9,7 +9,7 @@ use evoke_files::HostEnv;
 use evoke_files::fetch::Fetcher;
 use evoke_image::steps::{Builder, Command, CommandEnd, Copy, CopyFrom, LayerSize, Root};
 use evoke_image::{
-    BaseConfig, BaseTools, BuildTools, FolderIndex, HostNetwork, ImageBuilder, ImageError, LogSink,
+    BaseConfig, BaseTools, BuildTools, Context, FolderIndex, HostNetwork, ImageBuilder, ImageError, LogSink,
     LogStream, NoContext,
 };
 use std::os::fd::OwnedFd;
@@ -132,8 +132,18 @@ impl LogSink for Print {
     }
 }
 
-/// A builder whose data is in `folder`.
+/// A builder whose data is in `folder`, without context mounts.
 pub fn image_builder(folder: &Path, builder: Arc<dyn Builder>, bases: BaseConfig) -> ImageBuilder {
+    image_builder_with(folder, builder, bases, Arc::new(NoContext))
+}
+
+/// A builder whose data is in `folder`.
+pub fn image_builder_with(
+    folder: &Path,
+    builder: Arc<dyn Builder>,
+    bases: BaseConfig,
+    context: Arc<dyn Context>,
+) -> ImageBuilder {
     let lookup = |name: &str| std::env::var(name).ok();
     let network = HostNetwork::read(&lookup, Path::new("/"), None, &folder.join("network")).unwrap();
     let base = BaseTools {
@@ -145,6 +155,6 @@ pub fn image_builder(folder: &Path, builder: Arc<dyn Builder>, bases: BaseConfig
         downloads: folder.join("downloads"),
         network: Arc::new(network),
     };
-    let tools = BuildTools { base, context: Arc::new(NoContext), staging: folder.join("staging") };
+    let tools = BuildTools { base, context, staging: folder.join("staging") };
     ImageBuilder::new(bases, tools).unwrap()
 }
