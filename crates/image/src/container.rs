@@ -15,7 +15,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::unix::pipe::Receiver;
 
 /// Containers of builds are named so.
@@ -87,10 +88,12 @@ impl RuntimeBuilder {
         spec.hostname = "build".into();
         spec.grace_ms = 0;
         // From here on the container is removed, whatever happens to this future.
-        let mut container = Container { id, runtime: self.runtime.clone(), guest: None };
+        let mut container = Container { id, runtime: self.runtime.clone(), guest: None, pidfd: None };
         let started = self.runtime.start(spec).await.map_err(|e| failed("start a container", &e))?;
         let guest = Guest::new(started.control).map_err(|e| ImageError::builder("start a container", e))?;
         container.guest = Some(guest);
+        let pidfd = evoke_runtime::fds::watch(started.pidfd, Interest::READABLE);
+        container.pidfd = Some(pidfd.map_err(|e| ImageError::builder("watch a container", e))?);
         Ok(container)
     }
 
@@ -307,6 +310,8 @@ struct Container {
     id: String,
     runtime: Arc<dyn Runtime>,
     guest: Option<Guest>,
+    /// Readable once all of it has ended.
+    pidfd: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Container {
@@ -374,9 +379,12 @@ impl Container {
             Ok(()) | Err(evoke_runtime::GuestError::Gone) => {}
             Err(error) => return Err(ImageError::builder("end a container", error)),
         }
-        let ended = async { while guest.next_event().await.is_some() {} };
-        if tokio::time::timeout(END, ended).await.is_err() {
-            return Err(ImageError::builder("end a container", "its processes do not end"));
+        if let Some(pidfd) = &self.pidfd {
+            match tokio::time::timeout(END, pidfd.readable()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(ImageError::builder("watch a container", error)),
+                Err(_) => return Err(ImageError::builder("end a container", "its processes do not end")),
+            }
         }
         let stats =
             self.runtime.commit_layer(&self.id, layer).await.map_err(|e| failed("keep a layer", &e))?;
