@@ -147,11 +147,16 @@ async fn python(world: &World) {
             "RUN python -m pip install six",
             "COPY --from=ghcr.io/astral-sh/uv:latest /uv /.uv/uv",
             "RUN /.uv/uv pip install --python $(command -v python) --compile-bytecode idna",
-            "RUN python -c 'import six, idna, ssl, sqlite3' && dpkg --audit && ! ls /__evoke/host",
+            "RUN python -c 'import six, idna, ssl, sqlite3' && dpkg --audit",
             "CMD [\"sleep\", \"172800\"]",
         ]))
         .await
         .unwrap();
+    for layer in &image.layers {
+        let left = layer.path.join("fs/__evoke");
+        let found = Command::new("find").arg(&left).args(["-type", "f"]).output().unwrap();
+        assert!(found.stdout.is_empty(), "a layer keeps what was bound: {}", left.display());
+    }
     let names: Vec<&str> = image.packages.iter().map(|p| p.name.as_str()).collect();
     assert!(["six", "idna", "uv", "wheel"].iter().all(|n| names.contains(n)), "{names:?}");
     assert_eq!(image.python.map(|p| p.minor), Some(11));
@@ -216,6 +221,21 @@ async fn host(world: &World) {
     bases.host.python = vec![python.into()];
     bases.host.never = vec![world.data.clone()];
     let steps = Arc::new(RuntimeBuilder::new(world.runtime.clone(), 0, 0, world.data.join("layers")));
-    let builder = image_builder_with(&world.data.join("host"), steps, bases, Arc::new(NoContext));
-    let _ = builder;
+    let builder = image_builder_with(&world.data, steps, bases, Arc::new(NoContext));
+    let wanted = std::env::var("EVOKE_TEST_IMAGE").unwrap_or_else(|_| "python:3-slim-bookworm".into());
+    let from = format!("FROM {wanted}");
+    let recipe = recipe(&[
+        &from,
+        "RUN apt-get update",
+        "RUN apt-get install -y gcc gfortran build-essential",
+        "RUN pip install --upgrade pip wheel uv",
+        "RUN python -c 'import sys; print(sys.version, sys.prefix, sys.base_prefix)' && id",
+        "RUN python -m pip install six && python -c 'import six; print(six.__file__)'",
+        "RUN ! ls /root/.ssh /home/* 2>/dev/null && ! cat /etc/shadow && test ! -e /work",
+    ]);
+    let start = Instant::now();
+    let request = BuildRequest { recipe, ..BuildRequest::default() };
+    let image = builder.build(request, Arc::new(Print(start))).await.unwrap();
+    println!("{:?} {:?}", image.python, image.binds);
+    assert!(image.host && image.python.is_some());
 }
