@@ -119,30 +119,23 @@ fn attach_kernel_file_systems(setup: &Setup, fds: &SetupFds) -> Result<(), StepE
     attach_dir(proc.as_fd(), root, "proc").step("attaching proc")?;
     if let Some(sysfs) = &fds.sysfs {
         attach_dir(sysfs.as_fd(), root, "sys").step("attaching sysfs")?;
-        // Only where control groups are version 2 can a namespace have its own view; elsewhere the
-        // directory stays empty.
-        if let Ok(cgroup) = new_mount("cgroup2", &[], inert | MountAttrFlags::MOUNT_ATTR_RDONLY) {
+        if setup.cgroup2 {
+            let flags = inert | MountAttrFlags::MOUNT_ATTR_RDONLY;
+            let cgroup = new_mount("cgroup2", &[], flags).step("mounting cgroup2")?;
             let target = tree::open_in(root, b"sys/fs/cgroup", OFlags::PATH | OFlags::DIRECTORY);
-            if let Ok(target) = target {
-                attach(cgroup.as_fd(), target.as_fd()).step("attaching cgroup2")?;
-            }
+            attach(cgroup.as_fd(), target.step("opening /sys/fs/cgroup")?.as_fd())
+                .step("attaching cgroup2")?;
         }
     }
     attach_dir(fds.dev.as_fd(), root, "dev").step("attaching /dev")?;
-    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let pts = new_devpts(&pts, quiet | MountAttrFlags::MOUNT_ATTR_NOEXEC).step("mounting devpts")?;
+    let pts = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let pts = new_mount("devpts", &pts, inert).step("mounting devpts")?;
     attach_dir(pts.as_fd(), root, "dev/pts").step("attaching devpts")?;
     let size = setup.shm_bytes.to_string();
     let shm = new_mount("tmpfs", &[("size", &*size), ("mode", "1777")], inert).step("mounting /dev/shm")?;
     attach_dir(shm.as_fd(), root, "dev/shm").step("attaching /dev/shm")?;
     let queue = new_mount("mqueue", &[], inert).step("mounting mqueue")?;
     attach_dir(queue.as_fd(), root, "dev/mqueue").step("attaching mqueue")
-}
-
-/// devpts takes `newinstance` as a flag, and every mount of it is a new instance since 4.7.
-fn new_devpts(options: &[(&str, &str)], flags: MountAttrFlags) -> io::Result<OwnedFd> {
-    let options: Vec<_> = options.iter().copied().filter(|(_, value)| !value.is_empty()).collect();
-    new_mount("devpts", &options, flags)
 }
 
 /// An image in which `/proc` or its like is a symbolic link would have the mount land elsewhere.

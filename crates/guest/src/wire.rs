@@ -32,6 +32,8 @@ pub struct Setup {
     pub hostname: String,
     /// Whether a sysfs mount comes with the descriptors.
     pub sysfs: bool,
+    /// Whether the container has a control group of version 2, which it then sees at `/sys/fs/cgroup`.
+    pub cgroup2: bool,
     /// Where the binds' descriptors go, in order.
     pub binds: Vec<BindTarget>,
     /// Files that the machine supplies: absolute path in the root and content (`/etc/hosts` and its like).

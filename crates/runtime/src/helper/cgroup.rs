@@ -36,8 +36,11 @@ impl Cgroups {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").step("reading the mounts")?;
         let own = std::fs::read_to_string("/proc/self/cgroup").step("reading the helper's cgroup")?;
         let name = format!("evoke-{tag}");
-        let unified = mounted(&mounts, "cgroup2").next().map(|(path, _)| path);
-        favor_dynamic_modifications(unified.as_deref());
+        let unified = mounted(&mounts, "cgroup2").next();
+        if let Some((_, options)) = &unified {
+            favor_dynamic_modifications(options);
+        }
+        let unified = unified.map(|(path, _)| path);
         let version = match &unified {
             Some(root) if v2::is_complete(root) => Version::Two(v2::Parent::open(root, &name)?),
             _ => match v1::Parents::open(&mounts, &own, &name)? {
@@ -168,18 +171,27 @@ fn mounted<'a>(mounts: &'a str, kind: &'a str) -> impl Iterator<Item = (PathBuf,
 }
 
 /// Makes joining a group quick on an idle machine: 12 ms become 0.1. Refused on some kernels, which is fine.
-fn favor_dynamic_modifications(unified: Option<&Path>) {
+fn favor_dynamic_modifications(options: &str) {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag};
-    if unified.is_none() {
+    /// Options of the hierarchy that a mount without them would switch off.
+    const KEPT: [&str; 4] =
+        ["nsdelegate", "memory_localevents", "memory_recursiveprot", "memory_hugetlb_accounting"];
+    const WANTED: &str = "favordynmods";
+    let present: Vec<_> = options.split(',').collect();
+    if present.contains(&WANTED) {
         return;
     }
     let attempt = || -> rustix::io::Result<()> {
         let context = rustix::mount::fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_flag(&context, "favordynmods")?;
+        for option in KEPT.iter().filter(|option| present.contains(option)) {
+            fsconfig_set_flag(&context, *option)?;
+        }
+        fsconfig_set_flag(&context, WANTED)?;
         fsconfig_create(&context)?;
         // The option is the hierarchy's, not this mount's, which goes away again at once.
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop)
     };
+    // `doctor` looks at the mounts and says whether it is on.
     let _ = attempt();
 }
 

@@ -4,6 +4,7 @@
 //! them share. A block stays with the data folder that has it until the machine restarts or the folder is gone,
 //! because containers outlive the helper that started them.
 
+use super::folders::own_folder;
 use super::sys::{self, Step};
 use crate::RuntimeError;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -21,8 +22,6 @@ pub(super) const IDS_PER_CONTAINER: u32 = 65_536;
 const BLOCK: u32 = 256;
 /// Blocks on a machine.
 const BLOCKS: u32 = 64;
-/// Where the blocks' lock files are; cleared when the machine restarts.
-const FOLDER: &str = "/run/evoke/ids";
 /// User namespaces kept per range for translating single owners.
 const SINGLES_MAX: usize = 8;
 
@@ -32,7 +31,7 @@ pub(super) struct Ids {
     data: PathBuf,
     /// Locked for as long as the helper lives.
     blocks: BTreeMap<u32, std::fs::File>,
-    /// The machine's folder of lock files, by descriptor: the helper's own view of `/run` is another one.
+    /// The blocks' lock files, in `/run/evoke/ids`: cleared when the machine restarts.
     folder: Option<OwnedFd>,
     used: BTreeSet<u32>,
     ranges: HashMap<u32, HashMap<(u32, u32), OwnedFd>>,
@@ -55,13 +54,12 @@ impl Ids {
         Self { data, blocks: BTreeMap::new(), folder: None, used: BTreeSet::new(), ranges: HashMap::new() }
     }
 
-    /// Makes the folder of lock files. Must come before the helper has a mount namespace of its own.
-    pub(super) fn prepare(&mut self) -> Result<(), RuntimeError> {
+    /// Makes the folder of lock files.
+    fn prepare(&mut self) -> Result<(), RuntimeError> {
         if self.folder.is_none() {
-            std::fs::create_dir_all(FOLDER).step(format!("making {FOLDER}"))?;
-            let folder =
-                sys::open(FOLDER, OFlags::RDONLY | OFlags::DIRECTORY).step(format!("opening {FOLDER}"))?;
-            self.folder = Some(folder);
+            let run = sys::open("/run", OFlags::RDONLY | OFlags::DIRECTORY).step("opening /run")?;
+            let ours = own_folder(run.as_fd(), "evoke", 0o755).step("making /run/evoke")?;
+            self.folder = Some(own_folder(ours.as_fd(), "ids", 0o700).step("making /run/evoke/ids")?);
         }
         Ok(())
     }

@@ -123,8 +123,10 @@ impl Helper {
             return Err(RuntimeError::Refused("it has to be started as root".to_owned()));
         }
         sys::ignore_signals();
-        rootfs::clear_umask();
+        rootfs::set_umask();
         rustix::process::chdir("/").step("entering /")?;
+        // First of all, since trees are cloned from this namespace alone.
+        sys::own_mount_namespace().step("making the helper's mount namespace")?;
         let folders = Folders::open(config)?;
         let lock = lock(folders.containers.as_fd())?;
         let guest = match &config.guest {
@@ -137,12 +139,9 @@ impl Helper {
         let cgroups = Cgroups::open(&tag, former)?;
         write_parents(folders.containers.as_fd(), &cgroups.parents()).step("noting the control groups")?;
         let networks = Networks::open(&tag, config.network)?;
-        // The lock files of ids must be the machine's, so that they come before the stage covers /run.
-        let mut ids = Ids::new(folders.path());
-        ids.prepare()?;
-        sys::own_mount_namespace().step("making the helper's mount namespace")?;
+        let ids = Ids::new(folders.path());
         let mut helper = Self {
-            stage: Stage::open()?,
+            stage: Stage::open(folders.containers.as_fd())?,
             folders,
             ids,
             cgroups,

@@ -144,7 +144,7 @@ impl Networks {
                 | MountAttrFlags::MOUNT_ATTR_NOSUID
                 | MountAttrFlags::MOUNT_ATTR_NODEV
                 | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-            (namespace, sys::new_mount("sysfs", &[], flags).step("mounting sysfs")?)
+            (namespace, sys::new_mount("sysfs", &[("source", "sysfs")], flags).step("mounting sysfs")?)
         };
         if let (Some((number, address)), Some(bridge)) = (address, &self.bridge) {
             bridge.connect(number, address, namespace.as_fd()).step("connecting a network namespace")?;

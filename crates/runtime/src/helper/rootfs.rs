@@ -1,15 +1,16 @@
 //! Makes the mounts of a container: an overlay over id-mapped layers, `/dev`, binds. All are made here, where
 //! there is root, and sent to the container's init as descriptors; nothing is ever mounted on the host.
 
+use super::folders::own_folder;
 use super::sys::{self, Step};
 use crate::RuntimeError;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Where layers hang for the moment in which the kernel takes them into an overlay, in the helper's own mount
-/// namespace. A temporary file system is mounted over it there, so that the host's folder stays as it is.
-const STAGE: &str = "/run";
+/// Where layers hang for the moment in which the kernel takes them into an overlay: a folder in `containers/` with
+/// a small file system mounted over it, in the helper's own mount namespace.
+const STAGE: &str = ".stage";
 
 /// The helper's own corner of its mount namespace.
 #[derive(Debug)]
@@ -19,16 +20,13 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Prepares the stage. Must run after the helper has a mount namespace of its own.
-    pub(super) fn open() -> Result<Self, RuntimeError> {
+    pub(super) fn open(containers: BorrowedFd<'_>) -> Result<Self, RuntimeError> {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let options = [("size", "1m"), ("mode", "0700")];
         let stage = sys::new_mount("tmpfs", &options, flags).step("mounting the stage")?;
-        let target = sys::open(STAGE, OFlags::PATH | OFlags::DIRECTORY).step("opening the stage")?;
-        rustix::fs::mkdirat(&stage, "s", Mode::from_raw_mode(0o700)).step("making the stage")?;
+        let target = own_folder(containers, STAGE, 0o700).step("making the stage")?;
         sys::attach(stage.as_fd(), target.as_fd()).step("attaching the stage")?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let folder = sys::open(&format!("{STAGE}/s"), flags).step("opening the stage")?;
-        Ok(Self { folder })
+        Ok(Self { folder: own_folder(containers, STAGE, 0o700).step("opening the stage")? })
     }
 
     /// An overlay of `layers` (bottom first, detached mounts) with `upper` on top, which is a detached mount
@@ -92,10 +90,15 @@ impl Hung<'_> {
 
 impl Drop for Hung<'_> {
     fn drop(&mut self) {
+        if rustix::process::fchdir(&self.stage.folder).is_err() {
+            return;
+        }
         for name in &self.names {
             // The overlay keeps what it needs; a mount that stayed would only be covered by the next one.
-            let _ = rustix::mount::unmount(format!("{STAGE}/s/{name}"), UnmountFlags::DETACH);
+            let _ = rustix::mount::unmount(&**name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
+        // There is a root directory wherever there is a stage.
+        let _ = rustix::process::chdir("/");
     }
 }
 
@@ -127,7 +130,14 @@ pub(super) fn dev(base: u32) -> Result<OwnedFd, RuntimeError> {
         ("ptmx", "pts/ptmx"),
     ];
     let ids = base.to_string();
-    let options = [("size", "64k"), ("nr_inodes", "64"), ("mode", "0755"), ("uid", &*ids), ("gid", &*ids)];
+    let options = [
+        ("source", "tmpfs"),
+        ("size", "64k"),
+        ("nr_inodes", "64"),
+        ("mode", "0755"),
+        ("uid", &*ids),
+        ("gid", &*ids),
+    ];
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let dev = sys::new_mount("tmpfs", &options, flags).step("mounting /dev")?;
     let owner = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
@@ -135,6 +145,7 @@ pub(super) fn dev(base: u32) -> Result<OwnedFd, RuntimeError> {
         for (name, major, minor) in NODES {
             let device = makedev(major, minor);
             rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)?;
+            rustix::fs::chmodat(&dev, name, Mode::from_raw_mode(0o666), AtFlags::empty())?;
             rustix::fs::chownat(&dev, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         for (name, target) in LINKS {
@@ -157,7 +168,7 @@ pub(super) fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, RuntimeError> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-/// Makes new files exactly as asked, whatever the starter's mask was.
-pub(super) fn clear_umask() {
-    rustix::process::umask(Mode::empty());
+/// Makes new files as asked but never writable for others, whatever the starter's mask was.
+pub(super) fn set_umask() {
+    rustix::process::umask(Mode::from_raw_mode(0o022));
 }

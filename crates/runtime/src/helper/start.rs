@@ -116,7 +116,8 @@ impl Helper {
             mounts.push(rootfs::mapped_clone(bind.fd.as_fd(), idmap, bind.read_only)?);
         }
         timings.root_us = micros(mounting);
-        send_orders(spec, binds, address, control.as_fd(), &mounts)?;
+        let cgroup2 = parts.cgroup.is_some();
+        send_orders(spec, binds, (address, cgroup2), control.as_fd(), &mounts)?;
         timings.helper_us = micros(began);
         Ok((Reply::Started { timings }, vec![pidfd, control]))
     }
@@ -221,7 +222,7 @@ const _: () = assert!(LAYER_TREE.len() < 16);
 fn send_orders(
     spec: &ContainerSpec,
     binds: &[Tree],
-    address: Option<std::net::Ipv4Addr>,
+    (address, cgroup2): (Option<std::net::Ipv4Addr>, bool),
     control: BorrowedFd<'_>,
     mounts: &[OwnedFd],
 ) -> Result<(), RuntimeError> {
@@ -229,6 +230,7 @@ fn send_orders(
     let setup = Setup {
         hostname: spec.hostname.clone(),
         sysfs: true,
+        cgroup2,
         binds: targets
             .map(|(bind, tree)| BindTarget { target: bind.target.clone(), directory: tree.directory })
             .collect(),

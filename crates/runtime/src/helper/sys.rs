@@ -106,6 +106,9 @@ pub(super) fn execute_guest(program: BorrowedFd<'_>, control: BorrowedFd<'_>, nu
                 libc::signal(signal, libc::SIG_DFL);
             }
         }
+        if keep_capabilities_over_exec().is_err() {
+            return FAILED;
+        }
         let arguments = [c"evoke-guest".as_ptr(), std::ptr::null()];
         let environment = [std::ptr::null::<libc::c_char>()];
         libc::execveat(
@@ -117,6 +120,24 @@ pub(super) fn execute_guest(program: BorrowedFd<'_>, control: BorrowedFd<'_>, nu
         );
     }
     FAILED
+}
+
+/// In a child that is in a new user namespace: keeps its capabilities there although, as long as there are no id
+/// maps, it is nobody's root. Its first act is to become root, and programs lose all of this again.
+fn keep_capabilities_over_exec() -> rustix::io::Result<()> {
+    use rustix::thread::{
+        CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
+    };
+    let mut sets = capabilities(None)?;
+    sets.inheritable = sets.permitted;
+    set_capabilities(None, sets)?;
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if sets.permitted.contains(capability) {
+            configure_capability_in_ambient_set(capability, true)?;
+        }
+    }
+    Ok(())
 }
 
 /// In a child: closes all descriptors from 3 on but those listed.

@@ -5,55 +5,50 @@ use evoke_runtime::testing::contract::ended;
 use evoke_runtime::{Layer, ListenerSpec, Network, Owner, Runtime};
 use std::path::Path;
 
-/// Everything of an installation that is on the machine: mounts, groups, interfaces, folders, processes.
+/// The installation's short name, as the helper derives it.
+fn tag(data: &Path) -> String {
+    let hash = data.as_os_str().as_encoded_bytes().iter();
+    let hash = hash.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
+}
+
+/// Everything of an installation that is on the machine: mounts, groups, interfaces, folders, processes. Others'
+/// may be on the machine as well.
 pub fn on_machine(data: &Path) -> Vec<String> {
+    let tag = tag(data);
     let mut left = Vec::new();
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    left.extend(
-        mounts
-            .lines()
-            .filter(|l| l.contains(data.to_str().unwrap()) || l.starts_with("evoke "))
-            .map(str::to_owned),
-    );
-    find_groups(Path::new("/sys/fs/cgroup"), 0, &mut left);
+    left.extend(mounts.lines().filter(|line| line.contains(data.to_str().unwrap())).map(str::to_owned));
+    find_groups(Path::new("/sys/fs/cgroup"), &format!("evoke-{tag}"), 0, &mut left);
     for link in std::fs::read_dir("/sys/class/net").unwrap().flatten() {
         let name = link.file_name().into_string().unwrap();
-        if name.starts_with("evoke-") || name.starts_with("ev") {
+        if name == format!("evoke-{tag}") || name.starts_with(&format!("ev{}-", &tag[..6])) {
             left.push(format!("interface {name}"));
         }
     }
     for folder in ["containers", "containers/.trash", "containers/.unpack"] {
         let entries = std::fs::read_dir(data.join(folder)).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().into_string().unwrap());
-        left.extend(
-            names
-                .filter(|name| folder != "containers" || !name.starts_with('.'))
-                .map(|n| format!("{folder}/{n}")),
-        );
+        let shown = names.filter(|name| folder != "containers" || !name.starts_with('.'));
+        left.extend(shown.map(|name| format!("{folder}/{name}")));
     }
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
-        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
-        let uid = status
-            .lines()
-            .find_map(|l| l.strip_prefix("Uid:\t"))
-            .and_then(|l| l.split('\t').next()?.parse::<u32>().ok());
-        if uid.is_some_and(|uid| (0x7000_0000..0xB000_0000).contains(&uid))
-            || status.starts_with("Name:\tevoke-guest")
-        {
+        let groups = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        if groups.contains(&format!("evoke-{tag}/")) {
             left.push(format!("process {}", process.file_name().to_string_lossy()));
         }
     }
     left
 }
 
-fn find_groups(folder: &Path, depth: usize, left: &mut Vec<String>) {
+fn find_groups(folder: &Path, name: &str, depth: usize, left: &mut Vec<String>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            if entry.file_name().to_string_lossy().starts_with("evoke-") {
+            if entry.file_name().to_string_lossy() == name {
                 left.push(entry.path().display().to_string());
             }
             if depth < 4 {
-                find_groups(&entry.path(), depth + 1, left);
+                find_groups(&entry.path(), name, depth + 1, left);
             }
         }
     }
