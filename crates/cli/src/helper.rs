@@ -121,6 +121,7 @@ struct Orders {
 pub(crate) fn run() -> Result<ExitCode> {
     let text = names::read(names::EVOKE_HELPER).context("the helper is started by `evoke up` only")?;
     let orders: Orders = serde_json::from_str(&text).context("reading the helper's orders")?;
+    rustix::thread::set_name(c"evoke-helper").context("naming the process")?;
     let control = std::io::stdin().as_fd().try_clone_to_owned().context("taking over the holder's socket")?;
     let mut config = HelperConfig::new(orders.data, orders.uid, orders.gid, GuestBinary::Embedded(GUEST));
     config.read_only_roots = orders.read_only_roots;

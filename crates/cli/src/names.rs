@@ -47,6 +47,11 @@ pub(crate) const HOME: &str = "HOME";
 pub(crate) const PROXIES: [&str; 6] =
     ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
 
+/// How the C library keeps memory in the server: few arenas, and what large buffers and freed memory at the
+/// heap's end took goes back to the machine. The default holds on to hundreds of MiB after an image build.
+pub(crate) const MALLOC: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
+
 /// The value of a variable; an empty one counts as not set.
 pub(crate) fn read(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())

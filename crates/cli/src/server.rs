@@ -41,6 +41,8 @@ pub(crate) fn run() -> Result<ExitCode> {
     if !holder_lives(&launch) {
         return Ok(ExitCode::FAILURE);
     }
+    // It was executed by way of a descriptor, whose number would be its name.
+    rustix::thread::set_name(c"evoke-server").context("naming the process")?;
     raise_open_files();
     start_logging()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -207,6 +207,7 @@ impl Supervisor {
         self.store.remove(HELPER_SOCKET);
         let mut command = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
         command.arg0("evoke").arg("__server").env(names::EVOKE_LAUNCH, self.launch.to_variable()?);
+        command.envs(names::MALLOC);
         command.stdin(socket?).stdout(Stdio::piped()).process_group(0).current_dir(&self.launch.data);
         let mut child = command.spawn().context("starting the server")?;
         self.launch.generation += 1;

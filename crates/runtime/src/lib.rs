@@ -16,6 +16,7 @@ pub mod fdstore;
 mod guest;
 pub mod helper;
 mod helper_client;
+pub mod memory;
 mod runtime;
 mod spec;
 

@@ -9,6 +9,7 @@ mod bytecode;
 mod images;
 mod insight;
 mod machine;
+mod memory;
 mod pages;
 mod payloads;
 mod urls;
@@ -124,6 +125,7 @@ impl Roles {
         let (stop_ingress, stopped) = watch::channel(false);
         let serving = async move { ingress.serve(listener, Identity::Public, launch.address, stopped).await };
         let ingress = tokio::spawn(serving);
+        tokio::spawn(memory::keep_small());
         Ok(Self { control, worker, gate, store, stop_ingress, ingress })
     }
 
