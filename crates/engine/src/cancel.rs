@@ -72,24 +72,26 @@ impl Engine {
         inputs.filter(|input| input.cancelled.is_some()).map(|input| input.id).collect()
     }
 
-    /// An app was stopped: its calls end as terminated and its containers are interrupted. Repeating it is
+    /// An app was stopped: its calls end as terminated. Containers without an input are let go, so that they
+    /// end as they do when they are not needed any more; those with one are interrupted. Repeating it is
     /// harmless. [`Effect::AppIdle`] follows when the last container is gone, at once if there is none.
     pub fn stop_app(&mut self, app: AppId, now: UnixMs) -> Step<()> {
         let mut out = Out::new();
         let functions: Vec<FunctionId> =
             self.pools.iter().filter(|(_, pool)| pool.app == app).map(|(id, _)| *id).collect();
         for function in functions {
-            if let Some(pool) = self.pools.get_mut(&function) {
-                pool.stopped = true;
-                self.end_calls(function, now, &mut out);
+            let Some(pool) = self.pools.get_mut(&function) else { continue };
+            pool.stopped = true;
+            let tasks = pool.tasks.clone();
+            // Before the calls end: the containers go on with what they have until they are told.
+            let idle = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.ready.is_some() && t.running.is_empty());
+            let (idle, busy): (Vec<TaskId>, Vec<TaskId>) = tasks.into_iter().partition(idle);
+            self.end_calls(function, now, &mut out);
+            for task in idle {
+                self.drain_task(task, Reason::AppStopped, now, &mut out);
             }
-            let tasks = self.pools.get(&function).map(|p| p.tasks.clone()).unwrap_or_default();
-            for task in tasks {
-                let how = match self.tasks.get(&task) {
-                    // A program that has not begun has no exit hooks to run.
-                    Some(Task { executed: None, ready: None, .. }) => StopHow::Kill,
-                    _ => StopHow::Interrupt { grace_ms: self.conf.stop_grace_ms },
-                };
+            for task in busy {
+                let how = self.how_to_stop(task);
                 self.stop_task_now(task, how, Reason::AppStopped, now, &mut out);
             }
             self.drop_empty_pool(function);
@@ -100,6 +102,15 @@ impl Engine {
         }
         self.settle(now, &mut out);
         out.step(())
+    }
+
+    /// A container that has not begun to serve has no exit hooks to run, and an interrupt in the middle of its
+    /// imports would only fill the log.
+    pub(crate) fn how_to_stop(&self, task: TaskId) -> StopHow {
+        match self.tasks.get(&task) {
+            Some(Task { ready: None, .. }) => StopHow::Kill,
+            _ => StopHow::Interrupt { grace_ms: self.conf.stop_grace_ms },
+        }
     }
 
     /// Ends all calls of a function, whatever their inputs do.

@@ -110,10 +110,7 @@ impl Engine {
     pub(crate) fn drain_task(&mut self, id: TaskId, why: Reason, now: UnixMs, out: &mut Out) {
         let Some(task) = self.tasks.get(&id).filter(|task| task.is_serving()) else { return };
         if task.ready.is_none() {
-            let how = match task.executed {
-                Some(_) => StopHow::Interrupt { grace_ms: self.conf.stop_grace_ms },
-                None => StopHow::Kill,
-            };
+            let how = self.how_to_stop(id);
             self.stop_task_now(id, how, why, now, out);
             return;
         }

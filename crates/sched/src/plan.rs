@@ -77,10 +77,15 @@ impl PoolSnapshot {
         }
     }
 
-    /// Containers for which there is at least a start's worth of work, beyond those that work already.
+    /// Containers that pay for their start, beyond those that work already. Each has at least a start's worth
+    /// of work. Where a start costs many runs, starts and runs mostly wait for the same processors: `n` more
+    /// containers then cost `n` starts and leave an `n`th of the work to each, which is least at the square
+    /// root of the work counted in starts.
     fn worth_starting_for(&self, run_ms: u64) -> u32 {
         let work_ms = u64::from(self.waiting_slots()) * run_ms / u64::from(self.target_concurrency.max(1));
-        u32::try_from(work_ms / self.typical_start_ms.max(1)).unwrap_or(u32::MAX)
+        let starts = work_ms / self.typical_start_ms.max(1);
+        let short = run_ms.saturating_mul(SHORT_RUNS_PER_START) <= self.typical_start_ms;
+        u32::try_from(if short { starts.isqrt() } else { starts }).unwrap_or(u32::MAX)
     }
 }
 
@@ -135,6 +140,9 @@ pub fn plan(pool: &PoolSnapshot, now: UnixMs) -> Plan {
     stop_idle(pool, now, max, &mut plan);
     plan
 }
+
+/// A run is short where so many of them fit into a start.
+const SHORT_RUNS_PER_START: u64 = 4;
 
 /// A queue that has not moved for so many typical runs is stuck: its inputs are not as short as those before.
 const STUCK_RUNS: u64 = 4;
@@ -259,7 +267,8 @@ mod tests {
         p.typical_run_ms = Some(1);
         p.moved = UnixMs(NOW.0 - 1);
         let decided = plan(&p, NOW);
-        assert_eq!(decided.start, 10);
+        // Ten starts' worth of work: three more containers are done soonest.
+        assert_eq!(decided.start, 3);
         assert_eq!(decided.wake_at, Some(UnixMs(NOW.0 + 499)));
         p.waiting = 100;
         assert!(matches!(plan(&p, NOW).why, Some(Reason::DrainsSoon { .. })));
