@@ -7,7 +7,8 @@ use crate::data_folder::DataFolder;
 use crate::nearest::nearest;
 use anyhow::{Context, Result};
 use evoke_core::Error;
-use evoke_image::BaseConfig;
+use evoke_image::base::find_interpreters;
+use evoke_image::{BaseConfig, BaseSource};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -80,7 +81,14 @@ impl Config {
                 Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
             }
         }
-        merged.try_into().map_err(|e: toml::de::Error| Error::invalid(e.to_string()).into())
+        let mut config: Self =
+            merged.try_into().map_err(|e: toml::de::Error| Error::invalid(e.to_string()))?;
+        let images = &mut config.images;
+        if images.order.contains(&BaseSource::Host) && images.host.python.is_empty() {
+            // Found once and here, so that the helper allows what the builder shows.
+            images.host.python = find_interpreters(None);
+        }
+        Ok(config)
     }
 }
 

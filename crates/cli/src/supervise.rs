@@ -259,6 +259,9 @@ impl Supervisor {
     /// The server's process is gone.
     fn server_ended(&mut self, status: std::process::ExitStatus, ready_at: Option<Instant>) {
         self.store.disconnect();
+        if ready_at.is_some() {
+            self.without_server_since = Instant::now();
+        }
         if self.phase != Phase::Serving {
             return;
         }
@@ -271,9 +274,6 @@ impl Supervisor {
             eprintln!("evoke: the server could not start ({status})");
         } else {
             eprintln!("evoke: the server ended ({status}); starting another");
-        }
-        if ready_at.is_some() {
-            self.without_server_since = Instant::now();
         }
         self.plan_restart(ready_at);
         if !self.announced {
@@ -318,7 +318,8 @@ impl Supervisor {
         }
         let waiting = server.is_none_or(|s| s.ready_at.is_none());
         let overdue = now.saturating_duration_since(self.without_server_since) >= NO_SERVER_MAX;
-        if waiting && overdue && self.store.remove(PUBLIC_LISTENER).is_some() {
+        if waiting && overdue && self.phase == Phase::Serving && self.store.remove(PUBLIC_LISTENER).is_some()
+        {
             eprintln!(
                 "evoke: no server for {} s; clients are refused until one is up",
                 NO_SERVER_MAX.as_secs()

@@ -156,6 +156,7 @@ fn built_of(spec: &ImageSpec) -> Result<BuiltImage, Error> {
     let python = spec.python.as_ref();
     Ok(BuiltImage {
         layers: layers.collect(),
+        binds: spec.binds.iter().map(|bind| (bind.source.clone(), bind.target.clone())).collect(),
         env: spec.env.clone(),
         // An image that sets none starts in the home folder, as the platform documents.
         workdir: if spec.workdir == "/" { String::new() } else { spec.workdir.clone() },
