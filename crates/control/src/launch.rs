@@ -7,7 +7,7 @@ use crate::{Control, parse_id, wire};
 use bytes::Bytes;
 use evoke_core::{DefinitionId, FunctionId, StartPath, TaskId};
 use evoke_engine::{ContainerEvent, ContainerExit, ExitCause, ResultStatus};
-use evoke_proto::worker::{Assignment, LayerRef, Limits, NetworkMode};
+use evoke_proto::worker::{Assignment, HostBind, LayerRef, Limits, NetworkMode};
 use evoke_proto::{Code, Status, api};
 use prost::Message;
 use std::collections::{BTreeMap, HashSet};
@@ -118,6 +118,7 @@ impl Control {
             function_id: function.id,
             generation: function.generation,
             layers,
+            binds: image.binds.iter().cloned().map(|(source, target)| HostBind { source, target }).collect(),
             argv: [python, "-m", "modal._container_entrypoint"].map(String::from).to_vec(),
             env: env.into_iter().collect(),
             cwd: workdir.to_string(),

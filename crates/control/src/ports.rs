@@ -6,6 +6,7 @@ use evoke_core::{AppId, BlobId, Error, ImageId};
 use evoke_proto::api;
 use evoke_proto::worker::LayerRef;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Addresses that clients and containers are given. `origin` is the base address by which the caller reached
@@ -28,6 +29,9 @@ pub trait Urls: Send + Sync {
 pub struct BuiltImage {
     /// Its layers, bottom first.
     pub layers: Vec<StoredLayer>,
+    /// Folders and files of this machine that its containers see read-only, with the paths inside.
+    #[serde(default)]
+    pub binds: Vec<(PathBuf, PathBuf)>,
     /// Environment variables that it sets, in order.
     pub env: Vec<(String, String)>,
     /// Its working folder; empty for none.
@@ -77,7 +81,7 @@ pub struct BuildRequest {
     /// Build secrets, for the environment of its steps only.
     pub secrets: Vec<(String, String)>,
     /// Files of the context mount: path, digest, mode; and a folder with them.
-    pub context: Option<(Vec<api::MountFile>, std::path::PathBuf)>,
+    pub context: Option<(Vec<api::MountFile>, PathBuf)>,
     /// Do not use cached layers.
     pub force: bool,
     /// Called with each piece of the build's log: file descriptor (1 or 2) and text.
@@ -91,7 +95,7 @@ pub trait ImageBuilder: Send + Sync {
     async fn build(&self, request: BuildRequest) -> Result<BuiltImage, Error>;
 
     /// A folder in which a layer of this digest-like name may be put by a container's commit.
-    fn layer_path(&self, name: &str) -> std::path::PathBuf;
+    fn layer_path(&self, name: &str) -> PathBuf;
 
     /// `base` with one more layer, which a container committed there.
     async fn with_layer(&self, base: &BuiltImage, layer: &str) -> Result<BuiltImage, Error>;

@@ -23,6 +23,8 @@ pub struct Assignment {
     pub generation: u64,
     /// The complete root file system, bottom first: image, mounts, client bundle.
     pub layers: Vec<LayerRef>,
+    /// Folders and files of the machine that it sees read-only.
+    pub binds: Vec<HostBind>,
     /// The program and its arguments.
     pub argv: Vec<String>,
     /// Its environment.
@@ -52,6 +54,15 @@ pub struct LayerRef {
     pub path: PathBuf,
     /// Whose its files are inside the container.
     pub owner: LayerOwner,
+}
+
+/// A folder or file of the machine, shown read-only. Its owners are not mapped: inside they are nobody's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostBind {
+    /// The path on the machine.
+    pub source: PathBuf,
+    /// The path inside.
+    pub target: PathBuf,
 }
 
 /// Whose the files of a layer are inside the container.

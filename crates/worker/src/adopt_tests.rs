@@ -187,6 +187,7 @@ fn assignment(n: u64) -> Assignment {
         function_id,
         generation: 1,
         layers: vec![LayerRef { path: "/layers/base".into(), owner: LayerOwner::Canonical }],
+        binds: Vec::new(),
         argv: vec!["program".into()],
         env: Vec::new(),
         cwd: "/".into(),

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// The name of the container's program with the guest.
 pub(crate) const MAIN_PROGRAM: &str = "main";
 
+/// A host user and group that own nothing: what is bound for them is nobody's inside.
+const NO_ONE: u32 = 0x6fff_ffff;
+
 /// The base of the addresses that a container is given.
 pub(crate) fn origin() -> String {
     format!("http://127.0.0.1:{CONTAINER_PORT}")
@@ -50,6 +53,12 @@ pub(crate) fn container_spec(config: &WorkerConfig, assignment: &Assignment) -> 
         read_only: true,
         owner: Owner::Single { uid: config.uid, gid: config.gid },
     }];
+    spec.binds.extend(assignment.binds.iter().map(|bind| Bind {
+        source: bind.source.clone(),
+        target: bind.target.to_string_lossy().into_owned(),
+        read_only: true,
+        owner: Owner::Single { uid: NO_ONE, gid: NO_ONE },
+    }));
     spec.network = match assignment.network {
         NetworkMode::Bridged => Network::Bridged,
         NetworkMode::Loopback => Network::Loopback,
