@@ -193,7 +193,8 @@ impl Supervisor {
         };
         let waiting = server.is_none_or(|s| s.ready_at.is_none());
         let listening = self.store.get(PUBLIC_LISTENER).is_some();
-        let close = (waiting && listening).then(|| self.without_server_since + NO_SERVER_MAX);
+        let serving = self.phase == Phase::Serving;
+        let close = (serving && waiting && listening).then(|| self.without_server_since + NO_SERVER_MAX);
         [kill, close, self.start_at].into_iter().flatten().min()
     }
 
