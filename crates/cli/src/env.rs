@@ -3,6 +3,7 @@
 use crate::data_folder::DataFolder;
 use crate::local::access;
 use crate::names;
+use crate::stdout;
 use anyhow::Result;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,9 +19,9 @@ pub(crate) fn run(data: Option<&Path>) -> Result<ExitCode> {
     if names::PROXIES.iter().any(|name| names::read(name).is_some()) {
         lines.push((names::MODAL_DISABLE_API_PROXY, "1".to_owned()));
     }
-    for (name, value) in lines {
-        println!("export {name}={}", quoted(&value));
-    }
+    let text: String =
+        lines.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect();
+    stdout::write(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::data_folder::DataFolder;
 use crate::local::{Reply, Request, ask};
+use crate::stdout;
 use anyhow::{Context, Result};
 use evoke_core::Error;
 use serde::Deserialize;
@@ -63,10 +64,10 @@ pub(crate) fn run(data: Option<&Path>, id: &str, json: bool) -> Result<ExitCode>
         anyhow::bail!("unexpected reply from the server: {reply:?}");
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&explanation)?);
+        stdout::write(&(serde_json::to_string_pretty(&explanation)? + "\n"))?;
     } else {
         let explanation = serde_json::from_value(explanation).context("the server's explanation")?;
-        print!("{}", render(&explanation));
+        stdout::write(&render(&explanation))?;
     }
     Ok(ExitCode::SUCCESS)
 }

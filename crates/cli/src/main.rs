@@ -27,6 +27,7 @@ mod privileges;
 mod serve;
 mod server;
 mod status;
+mod stdout;
 mod supervise;
 mod sweep;
 mod token;

@@ -2,6 +2,7 @@
 
 use crate::data_folder::DataFolder;
 use crate::local::{Status, is_no_server, status};
+use crate::stdout;
 use anyhow::Result;
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,16 +17,16 @@ pub(crate) fn run(data: Option<&Path>, json: bool) -> Result<ExitCode> {
         Ok(status) if json => {
             let mut value = serde_json::to_value(&status)?;
             value["up"] = true.into();
-            println!("{}", serde_json::to_string_pretty(&value)?);
+            stdout::write(&(serde_json::to_string_pretty(&value)? + "\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(status) => {
-            print!("{}", render(&status));
+            stdout::write(&render(&status))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) if json && is_no_server(&error) => {
             let value = serde_json::json!({ "up": false, "data": data.path() });
-            println!("{}", serde_json::to_string_pretty(&value)?);
+            stdout::write(&(serde_json::to_string_pretty(&value)? + "\n"))?;
             Ok(ExitCode::from(NOT_UP))
         }
         Err(error) => Err(error),

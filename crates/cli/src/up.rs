@@ -6,6 +6,7 @@ use crate::config::{Config, LISTEN_DEFAULT};
 use crate::data_folder::DataFolder;
 use crate::holder;
 use crate::privileges::require_root;
+use crate::stdout;
 use anyhow::{Context, Result};
 use evoke_core::Error;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -37,7 +38,7 @@ fn detach(data: &DataFolder, options: &UpOptions) -> Result<ExitCode> {
     if options.any_port {
         more.push("--any-port");
     }
-    println!("{}", background::launch(data, &more)?);
+    stdout::write(&(background::launch(data, &more)? + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,6 +10,7 @@ mod host;
 mod kernel;
 
 use crate::data_folder::DataFolder;
+use crate::stdout;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
@@ -67,9 +68,9 @@ pub(crate) fn run(data: Option<&Path>, json: bool) -> Result<ExitCode> {
     checks.extend(client::checks());
     checks.push(gpu::check());
     if json {
-        println!("{}", serde_json::to_string_pretty(&checks)?);
+        stdout::write(&(serde_json::to_string_pretty(&checks)? + "\n"))?;
     } else {
-        print!("{}", render(&checks));
+        stdout::write(&render(&checks))?;
     }
     let failed = checks.iter().any(|check| check.level == Level::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -211,6 +211,6 @@ fn own_ids() -> (u32, u32) {
 pub(crate) fn print_coverage() -> Result<ExitCode> {
     let served = Control::served();
     let rows = evoke_proto::rpc::TABLE.iter().filter(|rpc| served.contains(&rpc.name));
-    print!("{}", evoke_proto::coverage::markdown(rows));
+    crate::stdout::write(&evoke_proto::coverage::markdown(rows))?;
     Ok(ExitCode::SUCCESS)
 }
