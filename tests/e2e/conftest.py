@@ -1,0 +1,75 @@
+"""Fixtures: one server for the session, a client per test, and the proof at the end that nothing is left."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.client import Client
+from support.server import Server
+
+# Where data folders go: the service user must be able to pass through every folder above.
+FOLDER_PARENT = "/var/tmp"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0 and items:
+        raise pytest.UsageError("the end-to-end tests start a server, which needs root")
+
+
+@pytest.fixture(scope="session")
+def evoke_bin() -> Path:
+    """The binary under test, named by EVOKE_BIN."""
+    named = os.environ.get("EVOKE_BIN")
+    if not named or not Path(named).is_file():
+        raise pytest.UsageError("EVOKE_BIN must name the evoke binary to test; `make e2e` does that")
+    return Path(named).resolve()
+
+
+@pytest.fixture(scope="session")
+def folders() -> Iterator[Path]:
+    """A folder for data folders, which a service user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="evoke-e2e-", dir=FOLDER_PARENT))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server(evoke_bin: Path, folders: Path) -> Iterator[Server]:
+    """The session's server. EVOKE_E2E_DATA names a data folder to keep, with its images, from run to run."""
+    kept = os.environ.get("EVOKE_E2E_DATA")
+    data = Path(kept).absolute() if kept else folders / "data"
+    server = Server(evoke_bin, data)
+    server.start()
+    yield server
+    assert server.stop() == 0, server.log_tail()
+    assert server.leftovers() == []
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> Iterator[Client]:
+    """A person with the official client, pointed at the session's server."""
+    client = Client(tmp_path, server.client_env())
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def module_client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The same for a program that a whole file of tests looks at."""
+    client = Client(tmp_path_factory.mktemp("module"), server.client_env())
+    yield client
+    client.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    """A failure shows the end of the server's own log."""
+    report = yield
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and isinstance(server, Server):
+        report.sections.append(("the server's log", server.log_tail()))
+    return report
