@@ -141,6 +141,25 @@ impl Definition {
         (count > 0).then(|| (config.gpu_type.clone(), count))
     }
 
+    /// What the definition asks for and this server does not do yet, in words for its author.
+    pub fn ignored(&self) -> Vec<&'static str> {
+        let function = &self.function;
+        let web = function.webhook_config.is_some() || function.http_config.is_some();
+        let volumes = !function.volume_mounts.is_empty()
+            || !function.cloud_bucket_mounts.is_empty()
+            || !function.shared_volume_mounts.is_empty();
+        let all = [
+            (
+                function.schedule.is_some(),
+                "schedule= is not served by this Evoke version; the function never runs by itself",
+            ),
+            (web, "web endpoints are not served by this Evoke version; the function gets no URL"),
+            (volumes, "volumes are not served by this Evoke version; nothing is mounted"),
+            (function.proxy_id.is_some(), "proxy= is not served by this Evoke version"),
+        ];
+        all.into_iter().filter(|(asked, _)| *asked).map(|(_, text)| text).collect()
+    }
+
     fn retry(&self) -> RetryPolicy {
         let policy = self.function.retry_policy.unwrap_or_default();
         RetryPolicy {

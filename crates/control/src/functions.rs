@@ -50,6 +50,9 @@ impl Control {
         if let Some(reason) = &unsatisfiable {
             context.warn(format!("{}: {reason}", definition.function.function_name));
         }
+        for ignored in definition.ignored() {
+            context.warn(format!("{}: {ignored}", definition.function.function_name));
+        }
         let definition_id = DefinitionId::new(now, &mut *self.entropy());
         let metadata = definition.metadata(app.row.id, definition_id);
         let function = Function {
@@ -180,9 +183,8 @@ impl Control {
         }
         let variant = variant_key(&request);
         let id = bound_id(base.id, &variant);
-        if let Some(existing) = self.registry.function(id)
-            && existing.definition_id == base.definition_id
-        {
+        let existing = self.registry.function(id).filter(|found| found.definition_id == base.definition_id);
+        if let Some(existing) = existing {
             return Ok(bound_reply(&existing));
         }
         let function = variant_of(&base, id, &request.serialized_params, &options);

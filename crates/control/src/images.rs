@@ -88,13 +88,10 @@ impl Control {
             "" => self.config.builder_version.clone(),
             version => version.to_string(),
         };
-        let digest = recipe_digest(&image, &version);
+        let digest = recipe_digest(&self.with_known_secrets(image.clone()).await?, &version);
         let known = self.store.images().by_recipe(digest.clone()).await.map_err(stored)?;
         let anew = request.force_build || request.ignore_cache;
-        if let Some(row) = &known
-            && row.state == ImageState::Ready
-            && !anew
-        {
+        if let Some(row) = known.as_ref().filter(|row| row.state == ImageState::Ready && !anew) {
             return ready_reply(row);
         }
         let id = match &known {
@@ -120,6 +117,22 @@ impl Control {
             self.commit(&context, vec![ImageWrite::Put(row).into()], Grade::Synced, &reply).await?;
         }
         Ok(reply)
+    }
+
+    /// The recipe with its secrets named by what they hold: clients make a new secret for each run, and the
+    /// same values must find the same image.
+    async fn with_known_secrets(&self, mut image: api::Image) -> Result<api::Image, Status> {
+        if !image.secret_ids.is_empty() {
+            let mut hash = Sha256::new();
+            for (name, value) in self.open_secrets(&image.secret_ids).await? {
+                for part in [name, value] {
+                    hash.update((part.len() as u64).to_le_bytes());
+                    hash.update(part);
+                }
+            }
+            image.secret_ids = vec![hex(&hash.finalize())];
+        }
+        Ok(image)
     }
 
     /// Starts the build of `row` unless one runs. Whether it did.
@@ -382,7 +395,11 @@ fn recipe_digest(image: &api::Image, version: &str) -> String {
     hash.update(version.as_bytes());
     hash.update([0]);
     hash.update(canonical.encode_to_vec());
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn ready_reply(row: &ImageRow) -> Result<api::ImageGetOrCreateResponse, Status> {

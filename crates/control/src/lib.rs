@@ -26,6 +26,7 @@ pub mod ports;
 mod registry;
 mod reports;
 mod results;
+mod retention;
 mod secrets;
 mod service;
 mod shell;
@@ -199,6 +200,7 @@ impl Control {
             again.map_err(|status| Error::internal(status.message))?;
         }
         self.spawn("engine-timer", |control| async move { control.calls.run_timer(control.clone()).await });
+        self.spawn("retention", Control::run_retention);
         self.spawn("client-liveness", |control| async move { control.watch_clients().await });
         Ok(())
     }

@@ -63,6 +63,10 @@ impl Control {
         if let (Some(function), Some(outcome)) = (function, committed) {
             self.commits.tell(function, outcome.map(|_| crate::launch::layer_name(task)));
         }
+        if let Some(app) = self.calls.look(|engine| engine.task_info(task)).map(|info| info.app_id) {
+            // All its output is shipped: its offsets will not be asked for again.
+            self.logs.forget_task(&app.into(), task);
+        }
         let used = TaskUsage { cpu_ms: usage.cpu_ns / 1_000_000, memory_peak_bytes: usage.memory_peak_bytes };
         self.calls.apply(self, |engine, _| Ok(engine.task_usage(task, used))).await?;
         let end = ContainerExit {
@@ -127,8 +131,10 @@ impl ControlPort for Control {
 
     async fn log_offsets(&self, task: TaskId) -> (u64, u64) {
         let Some(info) = self.calls.look(|engine| engine.task_info(task)) else { return (0, 0) };
-        self.logs.taken_over(&info.app_id.into(), task).unwrap_or_else(|error| {
-            tracing::error!(%task, %error, "cannot tell how far the container's output was taken over");
+        let (logs, app) = (self.logs.clone(), info.app_id);
+        let offsets = crate::blocking(move || logs.taken_over(&app.into(), task).map_err(Error::from)).await;
+        offsets.unwrap_or_else(|status| {
+            tracing::error!(%task, %status, "cannot tell how far the container's output was taken over");
             (0, 0)
         })
     }

@@ -84,7 +84,8 @@ impl Engine {
             pool.stopped = true;
             let tasks = pool.tasks.clone();
             // Before the calls end: the containers go on with what they have until they are told.
-            let idle = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.ready.is_some() && t.running.is_empty());
+            let idle =
+                |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.ready.is_some() && t.running.is_empty());
             let (idle, busy): (Vec<TaskId>, Vec<TaskId>) = tasks.into_iter().partition(idle);
             self.end_calls(function, now, &mut out);
             for task in idle {

@@ -11,6 +11,7 @@ use evoke_runtime::{
     Bind, ContainerSpec, CopySpec, Exit, Guest, GuestEvent, Layer, Network, Owner, ProcessSpec, Program,
     Runtime, RuntimeError,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,12 +105,11 @@ impl RuntimeBuilder {
         }
         let path = self.layers.join("empty");
         if !path.is_dir() {
-            let (read, write) = std::io::pipe().map_err(|e| ImageError::builder("make a pipe", e))?;
+            let (read, write) = plain_pipe()?;
             let end = [0u8; EMPTY_TAR];
-            std::io::Write::write_all(&mut &write, &end)
+            std::io::Write::write_all(&mut std::fs::File::from(write), &end)
                 .map_err(|e| ImageError::builder("write a pipe", e))?;
-            drop(write);
-            match self.runtime.unpack_layer(&path, &[], read.into()).await {
+            match self.runtime.unpack_layer(&path, &[], read).await {
                 Ok(_) | Err(RuntimeError::Exists(_)) => {}
                 Err(error) => return Err(failed("make an empty layer", &error)),
             }
@@ -419,9 +419,14 @@ impl Drop for Container {
 }
 
 fn pipe() -> Result<(Receiver, OwnedFd)> {
-    let (read, write) = std::io::pipe().map_err(|e| ImageError::builder("make a pipe", e))?;
-    let read = Receiver::from_owned_fd(read.into()).map_err(|e| ImageError::builder("make a pipe", e))?;
-    Ok((read, write.into()))
+    let (read, write) = plain_pipe()?;
+    let read = Receiver::from_owned_fd(read).map_err(|e| ImageError::builder("make a pipe", e))?;
+    Ok((read, write))
+}
+
+/// A pipe that children do not inherit: its read end, its write end.
+pub(crate) fn plain_pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|e| ImageError::builder("make a pipe", std::io::Error::from(e)))
 }
 
 /// Passes output on line by line; a line that is too long goes in pieces.

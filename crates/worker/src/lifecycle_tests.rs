@@ -102,7 +102,7 @@ fn a_stop_during_the_start_ends_it_at_the_next_step() {
 
 #[test]
 fn an_interrupt_becomes_a_kill_after_its_grace() {
-    let mut life = running();
+    let mut life = greeted();
     life.step(Event::Ready, T0).unwrap();
     assert_eq!(life.deadline(), None);
     play(
@@ -135,8 +135,23 @@ fn an_interrupt_becomes_a_kill_after_its_grace() {
 }
 
 #[test]
-fn an_exit_within_the_grace_needs_no_kill() {
+fn before_hello_there_is_nothing_to_be_graceful_about() {
     let mut life = running();
+    play(
+        &mut life,
+        &[
+            (1_000, Event::Stop(Stop::Interrupt { grace_ms: 30_000 }), &[Report(Phase::Stopping), Kill]),
+            (1_001, Event::Stop(Stop::Interrupt { grace_ms: 30_000 }), &[]),
+            (1_002, Event::Hello, &[Report(Phase::Hello)]),
+            (1_003, Event::Exited(Exit::Signal(9)), &[Report(Phase::Exited), SaveRecord, Drain]),
+        ],
+    );
+    assert_eq!(life.ended_by_us, Some(Ended::Asked));
+}
+
+#[test]
+fn an_exit_within_the_grace_needs_no_kill() {
+    let mut life = greeted();
     life.step(Event::Stop(Stop::Interrupt { grace_ms: 30_000 }), T0).unwrap();
     play(
         &mut life,

@@ -16,9 +16,11 @@ use evoke_proto::worker::{
 use evoke_runtime::Runtime;
 use futures::future::join_all;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// How long, beyond the grace, a clean stop waits for containers to be removed and their output shipped.
 const SHUTDOWN_EXTRA: Duration = Duration::from_secs(30);
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     pub config: WorkerConfig,
     pub deps: WorkerDeps,
     pub registry: Arc<Registry>,
+    /// Containers of an earlier process that are being cleared away.
+    burials: Mutex<Vec<JoinHandle<()>>>,
     closing: AtomicBool,
 }
 
@@ -55,12 +59,15 @@ impl Worker {
     pub fn start(config: WorkerConfig, deps: WorkerDeps) -> Result<WorkerHandle, Error> {
         for folder in [&config.tasks_folder, &config.spool_folder] {
             std::fs::create_dir_all(folder)
+                // What containers are told and what they wrote is for no other user of the machine.
+                .and_then(|()| std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)))
                 .map_err(|error| disk_error(&format!("making {}", folder.display()), &error))?;
         }
         let registry = Arc::new(Registry::default());
         let sampling = usage::sample(deps.runtime.clone(), registry.clone(), config.usage_interval);
         let sampler = tasks::spawn(TaskKind::Usage, "all", sampling);
-        let shared = Shared { config, deps, registry, closing: AtomicBool::new(false) };
+        let burials = Mutex::default();
+        let shared = Shared { config, deps, registry, burials, closing: AtomicBool::new(false) };
         Ok(WorkerHandle { shared: Arc::new(shared), sampler: Arc::new(Sampler(sampler)) })
     }
 }
@@ -73,7 +80,7 @@ pub struct WorkerHandle {
     sampler: Arc<Sampler>,
 }
 
-struct Sampler(tokio::task::JoinHandle<()>);
+struct Sampler(JoinHandle<()>);
 
 impl Drop for Sampler {
     fn drop(&mut self) {
@@ -104,8 +111,14 @@ impl WorkerHandle {
         let all = self.shared.registry.all();
         join_all(all.iter().map(|entry| entry.stop(Stop::Interrupt { grace_ms }))).await;
         let mut count = self.shared.registry.count();
+        let burials = std::mem::take(&mut *self.shared.burials());
+        let gone = async {
+            // How a burial went is in the log; the count is there for as long as anyone waits for it.
+            join_all(burials).await;
+            let _ = count.wait_for(|n| *n == 0).await;
+        };
         // Whether it was in time or not: what is left is what counts.
-        let _ = tokio::time::timeout(grace.saturating_add(SHUTDOWN_EXTRA), count.wait_for(|n| *n == 0)).await;
+        let _ = tokio::time::timeout(grace.saturating_add(SHUTDOWN_EXTRA), gone).await;
         self.shared.registry.all().iter().map(|entry| entry.task).collect()
     }
 }
@@ -118,6 +131,11 @@ impl WorkerHandle {
 }
 
 impl Shared {
+    /// The tasks that clear away containers of an earlier process.
+    pub(crate) fn burials(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.burials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Spawns the task that drives a container.
     pub(crate) fn drive(self: &Arc<Self>, container: Container, task: TaskId, first: Vec<Action>) {
         let shared = self.clone();

@@ -113,13 +113,13 @@ pub(crate) fn pipe_through(
     what: String,
     work: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
 ) -> Result<(OwnedFd, JoinHandle<Result<()>>)> {
-    let (read, write) = std::io::pipe().map_err(|e| ImageError::builder("make a pipe", e))?;
+    let (read, write) = crate::container::plain_pipe()?;
     let task = tokio::task::spawn_blocking(move || {
-        let mut write = std::io::BufWriter::with_capacity(CHUNK, write);
+        let mut write = std::io::BufWriter::with_capacity(CHUNK, std::fs::File::from(write));
         work(&mut write)?;
         write.flush().map_err(|e| ImageError::malformed(what, e))
     });
-    Ok((read.into(), task))
+    Ok((read, task))
 }
 
 /// Copies a stream; a reader that went away is an error of its own.

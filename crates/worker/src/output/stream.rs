@@ -26,8 +26,9 @@ const SPLICE_INLINE_MAX: u64 = 64 * 1024;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Most bytes of one stream in its spool that control has not taken over; beyond it the pipe fills.
 pub(crate) const SPOOL_AHEAD_MAX: u64 = 64 * 1024 * 1024;
-/// How long an unfinished line waits for its rest.
-const PARTIAL_LINE_WAIT: Duration = Duration::from_millis(20);
+/// How long an unfinished line waits for its rest: short enough for a prompt, long enough for a program that
+/// writes a line in pieces while the machine is busy, so that lines of several containers are not mixed.
+const PARTIAL_LINE_WAIT: Duration = Duration::from_millis(200);
 /// First and longest pause after control or the disk refused bytes.
 const RETRY_WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Refusals in a row, once the container is gone, after which the rest stays in the spool for the next start
