@@ -4,7 +4,7 @@ use crate::Control;
 use bytes::Bytes;
 use evoke_engine::Direction;
 use evoke_proto::api::rpc;
-use evoke_proto::{CallContext, Dispatcher, Reply, Service, Status, api};
+use evoke_proto::{CallContext, Dispatcher, DispatcherBuilder, Reply, Service, Status, api};
 use std::sync::{Arc, Weak};
 
 /// Handlers that get the context and the decoded request.
@@ -26,7 +26,11 @@ fn alive(me: &Weak<Control>) -> Result<Arc<Control>, Status> {
 
 /// The dispatcher over all handlers of `me`.
 pub(crate) fn dispatcher(me: Weak<Control>) -> Dispatcher {
-    let builder = Dispatcher::builder();
+    let builder = unary(Dispatcher::builder(), &me);
+    streams(builder, &me).build()
+}
+
+fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
     serve!(builder, me, {
         AppClientDisconnect => app_client_disconnect,
         AppCreate => app_create,
@@ -72,35 +76,32 @@ pub(crate) fn dispatcher(me: Weak<Control>) -> Dispatcher {
         TaskList => task_list,
         TaskResult => task_result,
     });
-    let builder = {
+    let me = me.clone();
+    builder.unary_with_body(rpc::FunctionCreate, move |context, request, body| {
         let me = me.clone();
-        builder.unary_with_body(rpc::FunctionCreate, move |context, request, body| {
-            let me = me.clone();
-            async move { alive(&me)?.function_create(context, request, body).await }
-        })
-    };
-    let streams = me.clone();
-    let builder = builder.server_stream(rpc::AppGetLogs, move |context, request| {
-        let me = streams.clone();
-        async move { alive(&me)?.app_get_logs(context, request).await }
-    });
-    let streams = me.clone();
-    let builder = builder.server_stream(rpc::ImageJoinStreaming, move |context, request| {
-        let me = streams.clone();
-        async move { alive(&me)?.image_join_streaming(context, request).await }
-    });
-    let streams = me.clone();
-    let builder = builder.server_stream(rpc::FunctionCallGetDataOut, move |_context, request| {
-        let me = streams.clone();
-        async move { alive(&me)?.chunk_stream(request, Direction::Out).await }
-    });
-    let streams = me;
+        async move { alive(&me)?.function_create(context, request, body).await }
+    })
+}
+
+fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
+    let [logs, build, data_out, data_in] = std::array::from_fn(|_| me.clone());
     builder
+        .server_stream(rpc::AppGetLogs, move |context, request| {
+            let me = logs.clone();
+            async move { alive(&me)?.app_get_logs(context, request).await }
+        })
+        .server_stream(rpc::ImageJoinStreaming, move |context, request| {
+            let me = build.clone();
+            async move { alive(&me)?.image_join_streaming(context, request).await }
+        })
+        .server_stream(rpc::FunctionCallGetDataOut, move |_context, request| {
+            let me = data_out.clone();
+            async move { alive(&me)?.chunk_stream(request, Direction::Out).await }
+        })
         .server_stream(rpc::FunctionCallGetDataIn, move |_context, request| {
-            let me = streams.clone();
+            let me = data_in.clone();
             async move { alive(&me)?.chunk_stream(request, Direction::In).await }
         })
-        .build()
 }
 
 impl Control {

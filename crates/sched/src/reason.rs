@@ -66,7 +66,7 @@ impl fmt::Display for Reason {
                 "{waiting} inputs wait and {running} run on {containers} containers; {target} are wanted"
             ),
             Reason::Minimum { min, containers } => {
-                write!(f, "min_containers is {min} and there are {containers}")
+                write!(f, "min_containers is {min}, there are {containers}")
             }
             Reason::Buffer { buffer, containers, target } => write!(
                 f,
@@ -77,14 +77,12 @@ impl fmt::Display for Reason {
                 "{waiting} inputs wait, but at {typical_run_ms} ms each {containers} containers are done with them \
                  sooner than more would pay for their start of {typical_start_ms} ms"
             ),
-            Reason::Maximum { max, waiting } => {
-                write!(f, "{waiting} inputs wait and max_containers ({max}) is reached")
-            }
+            Reason::Maximum { max, waiting } => write!(f, "{waiting} inputs wait; max_containers is {max}"),
             Reason::BackOff { failed_starts, wait_ms } => {
                 write!(f, "{failed_starts} starts in a row failed; the next one is in {wait_ms} ms")
             }
             Reason::Idle { idle_ms, window_ms } => {
-                write!(f, "idle for {idle_ms} ms; scaledown_window is {window_ms} ms")
+                write!(f, "idle for {idle_ms} of {window_ms} ms scaledown_window")
             }
             Reason::AboveMaximum { containers, max } => {
                 write!(f, "there are {containers} containers and max_containers is {max}")
@@ -105,9 +103,7 @@ impl fmt::Display for Reason {
             Reason::Overcommit { waited_ms } => {
                 write!(f, "started beyond the machine's room: nothing moved for {waited_ms} ms")
             }
-            Reason::GaveRoom { idle_ms } => {
-                write!(f, "idle for {idle_ms} ms, and another function needs the room")
-            }
+            Reason::GaveRoom { idle_ms } => write!(f, "idle for {idle_ms} ms; another function needs room"),
             Reason::GaveTurn { containers, waited_ms } => write!(
                 f,
                 "one of {containers} containers; another function has waited for room for {waited_ms} ms"
@@ -118,15 +114,11 @@ impl fmt::Display for Reason {
             Reason::AppStopped => f.write_str("the app was stopped"),
             Reason::InputsUsedUp { taken } => write!(f, "it has taken the {taken} inputs that it may take"),
             Reason::InputTimeout { timeout_ms } => {
-                write!(f, "an input ran longer than its timeout of {timeout_ms} ms")
+                write!(f, "an input ran over its timeout of {timeout_ms} ms")
             }
-            Reason::CancelGrace { grace_ms } => {
-                write!(f, "a cancelled input did not end within {grace_ms} ms")
-            }
+            Reason::CancelGrace { grace_ms } => write!(f, "a cancelled input still ran after {grace_ms} ms"),
             Reason::CancelTerminates => f.write_str("a call was cancelled together with its containers"),
-            Reason::StartupTimeout { timeout_ms } => {
-                write!(f, "it did not become ready within {timeout_ms} ms")
-            }
+            Reason::StartupTimeout { timeout_ms } => write!(f, "it was not ready within {timeout_ms} ms"),
             Reason::Asked => f.write_str("a request asked for it"),
             Reason::Overdue { waited_ms } => write!(f, "it was told to stop {waited_ms} ms ago"),
             Reason::CrashLoop { failed_starts, inputs } => {

@@ -100,8 +100,9 @@ pub(crate) async fn sweep(shared: &Arc<Shared>) -> Result<(), Error> {
             continue;
         }
         let used = ended.get(&name).copied().unwrap_or_default();
-        let shared = shared.clone();
-        tasks::spawn(TaskKind::Container, task, async move { bury(&shared, task, used).await });
+        let cloned = shared.clone();
+        let burial = tasks::spawn(TaskKind::Container, task, async move { bury(&cloned, task, used).await });
+        shared.burials().push(burial);
     }
     remove_orphaned_spools(shared)
 }

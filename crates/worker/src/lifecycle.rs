@@ -354,6 +354,12 @@ impl Lifecycle {
             return actions;
         }
         match how {
+            // Nothing of the user's runs yet that a grace would serve; SIGINT would only make the interpreter
+            // print where in its own start it was.
+            Stop::Interrupt { .. } if !self.hello => {
+                self.killed_at = Some(now);
+                actions.push(Action::Kill);
+            }
             Stop::Interrupt { grace_ms } => {
                 let until = now.plus_ms(grace_ms);
                 // A later request can only shorten the grace.

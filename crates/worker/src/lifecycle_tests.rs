@@ -33,6 +33,13 @@ fn running() -> Lifecycle {
     life
 }
 
+/// Running, and the program has said hello.
+fn greeted() -> Lifecycle {
+    let mut life = running();
+    life.step(Event::Hello, T0).unwrap();
+    life
+}
+
 const ENDING: &[(u64, Event, &[Action])] = &[
     (90_000, Event::Drained, &[Remove]),
     (90_001, Event::Lost, &[]),

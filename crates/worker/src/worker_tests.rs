@@ -308,6 +308,8 @@ async fn a_stop_interrupts_and_then_kills() {
         let task = assignment(1).task_id;
         rig.worker.assign(assignment(1)).await.unwrap();
         rig.phase(task, Phase::Exec).await;
+        rig.call(task, "ContainerHello").await.unwrap();
+        rig.phase(task, Phase::Hello).await;
         // Twice at once is once.
         tokio::join!(rig.worker.stop(task, how), rig.worker.stop(task, how));
         let WorkerEvent::Exited { exit, .. } = rig.exited(task).await else { panic!() };

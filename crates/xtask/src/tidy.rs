@@ -15,7 +15,7 @@ const FILE_LINES_MAX: usize = 600;
 /// Lines of a file that holds only tests.
 const TEST_FILE_LINES_MAX: usize = 1_000;
 /// Lines of a function.
-const FUNCTION_LINES_MAX: usize = 80;
+const FUNCTION_LINES_MAX: usize = 70;
 /// Lines of a function in tests.
 const TEST_FUNCTION_LINES_MAX: usize = 120;
 /// How far above an `unsafe` its `SAFETY:` line may begin.
