@@ -52,6 +52,8 @@ def server(evoke_bin: Path, folders: Path) -> Iterator[Server]:
 @pytest.fixture
 def client(server: Server, tmp_path: Path) -> Iterator[Client]:
     """A person with the official client, pointed at the session's server."""
+    if not server.running:  # a test that stopped it failed before it started it again
+        server.start()
     client = Client(tmp_path, server.client_env())
     yield client
     client.close()

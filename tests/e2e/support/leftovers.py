@@ -14,17 +14,18 @@ def installation_tag(data: Path) -> str:
     return f"{value:08x}"
 
 
-def leftovers(data: Path) -> list[str]:
-    """Everything that is left of the server of `data`, in words. Empty is what it should be."""
+def leftovers(data: Path, unshipped_logs: bool = False) -> list[str]:
+    """Everything that is left of the server of `data`, in words. Empty is what it should be. With `unshipped_logs`
+    the output of containers that nobody took into the logs yet may be there, which only the next server can do."""
     tag = installation_tag(data)
     found = _processes(data) + _mounts(data) + _control_groups(tag) + _links(tag) + _tables(tag)
-    return found + container_traces(data)
+    return found + container_traces(data, unshipped_logs)
 
 
-def container_traces(data: Path) -> list[str]:
+def container_traces(data: Path, unshipped_logs: bool = False) -> list[str]:
     """What containers left in the data folder."""
     found = []
-    for folder in ("containers", "spool", "tasks"):
+    for folder in ("containers",) if unshipped_logs else ("containers", "spool", "tasks"):
         inside = data / folder
         paths = sorted(inside.iterdir()) if inside.exists() else []
         # Names that begin with a dot are the server's own and stay, and so do the folders of the spool.

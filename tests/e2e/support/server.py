@@ -98,5 +98,5 @@ class Server:
             self._holder.kill()
             raise AssertionError(f"not stopped within {STOP_S_MAX:g} s; its log:\n{self.log_tail()}") from None
 
-    def leftovers(self) -> list[str]:
-        return leftovers(self.data)
+    def leftovers(self, unshipped_logs: bool = False) -> list[str]:
+        return leftovers(self.data, unshipped_logs)
