@@ -112,6 +112,10 @@ async fn serve(launch: Launch) -> Result<()> {
     tokio::select! {
         _ = terminate.recv() => {}
         () = stop.notified() => {}
+        () = roles.doomed() => {
+            tracing::error!("ending, so that another server takes over from what is stored");
+            std::process::exit(1);
+        }
     }
     if !holder_lives(&launch) {
         // Containers lose their sockets with the holder and end by themselves; nobody is left to stop for.

@@ -113,10 +113,7 @@ impl Control {
     /// Gives a function to the scheduler: from now on its calls run.
     pub(crate) async fn make_live(&self, id: FunctionId) -> Result<(), Status> {
         let Some(function) = self.registry.function(id) else { return Ok(()) };
-        let mut conf =
-            function.definition.conf(id, function.app_id, function.definition_id, function.generation);
-        conf.unsatisfiable = function.unsatisfiable.clone();
-        self.calls.put_function(self, conf).await
+        self.calls.put_function(self, function.conf()).await
     }
 
     pub(crate) async fn function_get(

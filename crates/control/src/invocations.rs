@@ -6,7 +6,7 @@ use crate::{Control, parse_id, stored};
 use bytes::Bytes;
 use evoke_core::{CallId, InputId};
 use evoke_engine::{CallType, Direction, Invocation, Key, MapRequest, NewInput, OutputsQuery, ResultStatus};
-use evoke_proto::{BoxStream, CallContext, Status, api};
+use evoke_proto::{BoxStream, CallContext, Code, Status, api};
 use evoke_store::calls::{self, OutputRow};
 use futures::StreamExt;
 use prost::Message;
@@ -86,7 +86,17 @@ impl Control {
         request: api::FunctionFinishInputsRequest,
     ) -> Result<(), Status> {
         let call: CallId = parse_id(&request.function_call_id)?;
-        self.calls.apply(&self, |engine, now| engine.finish_inputs(call, request.num_inputs, now)).await
+        let finished =
+            self.calls.apply(&self, |engine, now| engine.finish_inputs(call, request.num_inputs, now));
+        self.over_is_fine(call, finished.await).await
+    }
+
+    /// A call that the engine has let go of is over, and there is nothing left to do to it.
+    async fn over_is_fine(&self, call: CallId, done: Result<(), Status>) -> Result<(), Status> {
+        match done {
+            Err(status) if status.code == Code::NotFound => self.call_view(call).await.map(|_| ()),
+            done => done,
+        }
     }
 
     pub(crate) async fn function_call_cancel(
@@ -96,7 +106,8 @@ impl Control {
     ) -> Result<(), Status> {
         let call: CallId = parse_id(&request.function_call_id)?;
         let terminate = request.terminate_containers;
-        self.calls.apply(&self, |engine, now| engine.cancel(call, terminate, now)).await
+        let cancelled = self.calls.apply(&self, |engine, now| engine.cancel(call, terminate, now)).await;
+        self.over_is_fine(call, cancelled).await
     }
 
     pub(crate) async fn function_get_outputs(

@@ -126,10 +126,7 @@ impl Control {
             limits: self.limits(definition),
             network: if definition.block_network { NetworkMode::Loopback } else { NetworkMode::Bridged },
             grace_ms: GRACE_MS,
-            startup_timeout_ms: function
-                .definition
-                .conf(function.id, function.app_id, function.definition_id, function.generation)
-                .startup_timeout_ms,
+            startup_timeout_ms: function.conf().startup_timeout_ms,
             commit_on_exit: builder.then(|| self.builder.layer_path(&layer_name(task))),
         })
     }

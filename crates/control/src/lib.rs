@@ -18,11 +18,13 @@ mod functions;
 mod images;
 mod invocations;
 mod launch;
+mod log_history;
 mod logs;
 mod machine;
 mod mounts;
 mod overview;
 pub mod ports;
+mod rebuild;
 mod registry;
 mod reports;
 mod results;
@@ -46,6 +48,7 @@ use evoke_store::vault::Vault;
 use evoke_store::{Store, StoreError};
 use ports::{Bundles, ImageBuilder, Urls};
 use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -108,6 +111,12 @@ pub struct Control {
     pub(crate) app_events: logs::AppEvents,
     /// Told when an app came that must be watched for its client's silence.
     pub(crate) liveness: Notify,
+    /// Told when this server can do no good any more.
+    pub(crate) doomed: Notify,
+    /// The engine is being made anew.
+    pub(crate) rebuilding: AtomicBool,
+    /// What can be reserved on this machine.
+    pub(crate) capacity: OnceLock<WorkerCapacity>,
     dispatcher: Dispatcher,
     worker: OnceLock<Arc<dyn Worker>>,
     random: Mutex<SystemEntropy>,
@@ -140,6 +149,9 @@ impl Control {
             polls: containers::Polls::default(),
             app_events: logs::AppEvents::default(),
             liveness: Notify::new(),
+            doomed: Notify::new(),
+            rebuilding: AtomicBool::new(false),
+            capacity: OnceLock::new(),
             dispatcher: service::dispatcher(me.clone()),
             worker: OnceLock::new(),
             random: Mutex::default(),
@@ -163,6 +175,7 @@ impl Control {
             self.create_default_environment().await?;
         }
         self.end_cut_off_builds().await?;
+        let _ = self.capacity.set(capacity);
         self.calls.apply(self, |engine, now| Ok(engine.put_worker(capacity, now))).await?;
         for row in self.store.apps().live().await.map_err(stored)? {
             let app = row.id;
@@ -176,8 +189,12 @@ impl Control {
                 let metadata = prost::Message::decode(class.metadata.as_slice()).unwrap_or_default();
                 self.registry.lock().classes.insert(class.id, registry::Class { metadata });
             }
+            let stopping = self.registry.lock().apps.get(&app).is_some_and(|app| app.stopping);
             for function in self.load_functions(app).await? {
-                self.make_live(function).await?;
+                // What is left of a stopped app ends; it starts nothing more.
+                if !stopping {
+                    self.make_live(function).await?;
+                }
             }
         }
         let recovered = self.store.read(|db| Ok(evoke_store::calls::recover(db)?)).await.map_err(stored)?;

@@ -232,7 +232,7 @@ impl Follower {
 }
 
 /// Entries as messages: neighbours of the same container and function share one.
-fn batches(entries: Vec<LogEntry>) -> Vec<api::TaskLogsBatch> {
+pub(crate) fn batches(entries: Vec<LogEntry>) -> Vec<api::TaskLogsBatch> {
     let mut batches: Vec<api::TaskLogsBatch> = Vec::new();
     for entry in entries {
         let task_id = entry.task.map(|id| id.to_string()).unwrap_or_default();

@@ -4,6 +4,7 @@
 use crate::definition::Definition;
 use bytes::Bytes;
 use evoke_core::{AppId, ClassId, DefinitionId, EnvironmentId, FunctionId, UnixMs};
+use evoke_engine::FunctionConf;
 use evoke_proto::api;
 use evoke_store::AppRow;
 use std::collections::{BTreeMap, HashMap};
@@ -32,6 +33,15 @@ pub struct Function {
     pub serialized_params: Bytes,
     /// Why its calls cannot run on this machine, where that is so.
     pub unsatisfiable: Option<String>,
+}
+
+impl Function {
+    /// The settings that the engine schedules by.
+    pub fn conf(&self) -> FunctionConf {
+        let mut conf = self.definition.conf(self.id, self.app_id, self.definition_id, self.generation);
+        conf.unsatisfiable.clone_from(&self.unsatisfiable);
+        conf
+    }
 }
 
 /// One class handle.

@@ -33,7 +33,9 @@ pub(crate) fn dispatcher(me: Weak<Control>) -> Dispatcher {
 fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
     serve!(builder, me, {
         AppClientDisconnect => app_client_disconnect,
+        AppCountLogs => app_count_logs,
         AppCreate => app_create,
+        AppFetchLogs => app_fetch_logs,
         AppGetByDeploymentName => app_get_by_deployment_name,
         AppGetLayout => app_get_layout,
         AppGetLifecycle => app_get_lifecycle,
@@ -73,6 +75,7 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         MountGetOrCreate => mount_get_or_create,
         MountPutFile => mount_put_file,
         SecretGetOrCreate => secret_get_or_create,
+        TaskGetInfo => task_get_info,
         TaskList => task_list,
         TaskResult => task_result,
     });

@@ -48,6 +48,11 @@ impl Calls {
         }
     }
 
+    /// The engine itself, to be replaced.
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.lock()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Engine> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,9 +88,7 @@ impl Calls {
             let ticket = self.store.submit(writes, step.grade);
             (step.reply, step.effects, ticket, engine.next_deadline())
         };
-        for effect in effects {
-            self.perform(control, effect);
-        }
+        self.perform_all(control, effects);
         if deadline.is_some_and(|at| at.0 < self.armed.load(Ordering::Acquire)) {
             self.rearm.notify_one();
         }
@@ -99,7 +102,7 @@ impl Calls {
         decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
     ) -> Result<T, Status> {
         let (reply, ticket) = self.decide(control, decide, |_| Vec::new())?;
-        ticket.await.map_err(stored)?;
+        ticket.await.map_err(|error| control.refused(error))?;
         Ok(reply)
     }
 
@@ -112,6 +115,10 @@ impl Calls {
         decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
         reply: impl FnOnce(&T) -> R,
     ) -> Result<R, Status> {
+        if self.store.is_saturated() {
+            // New work waits here, where it holds nothing that others need.
+            self.store.room().await;
+        }
         let now = self.clock.now();
         let mut answer = None;
         let (_, ticket) = self.decide(control, decide, |value| {
@@ -123,8 +130,23 @@ impl Calls {
             answer = Some(message);
             kept.into_iter().collect()
         })?;
-        ticket.await.map_err(stored)?;
+        ticket.await.map_err(|error| control.refused(error))?;
         answer.ok_or_else(|| Status::internal("the decision gave no answer"))
+    }
+
+    /// Does what a decision wants done outside.
+    pub(crate) fn perform_all(&self, control: &Control, effects: Vec<Effect>) {
+        for effect in effects {
+            self.perform(control, effect);
+        }
+    }
+
+    /// Has everybody who waits ask again.
+    pub(crate) fn wake_everybody(&self) {
+        self.calls.wake_all();
+        self.tasks.wake_all();
+        self.heartbeats.wake_all();
+        self.rearm.notify_one();
     }
 
     fn perform(&self, control: &Control, effect: Effect) {

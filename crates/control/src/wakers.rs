@@ -41,6 +41,13 @@ impl<K: Copy + Eq + Hash> Wakers<K> {
             entry.notify.notify_waiters();
         }
     }
+
+    /// Wakes everybody.
+    pub(crate) fn wake_all(&self) {
+        for entry in self.lock().values() {
+            entry.notify.notify_waiters();
+        }
+    }
 }
 
 /// A registered waiter; unregisters when dropped.

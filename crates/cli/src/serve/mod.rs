@@ -134,6 +134,11 @@ impl Roles {
         Arc::new(insight::OfControl(self.control.clone()))
     }
 
+    /// Returns once this server can do no good any more.
+    pub(crate) async fn doomed(&self) {
+        self.control.doomed().await;
+    }
+
     /// Starts nothing any more, stops the containers by their grace rules, then the way in, then flushes.
     pub(crate) async fn stop(self) {
         self.gate.close();
