@@ -25,6 +25,7 @@ class Server:
         self.binary = binary
         self.data = data
         self.log_path = data.parent / f"{data.name}.log"
+        self.log_path.unlink(missing_ok=True)
         self._holder: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Server":
