@@ -61,7 +61,14 @@ impl Engine {
             not_before: pool.not_before,
             typical_run_ms: pool.typical_run_ms,
             typical_start_ms: pool.typical_start_ms,
-            moved: pool.moved,
+            // An input that has only just come has not waited for those before it.
+            moved: pool.queue.head_since().map_or(pool.moved, |since| since.max(pool.moved)),
+            cores: self
+                .workers
+                .values()
+                .map(|worker| worker.capacity.total.milli_cpu / 1000)
+                .sum::<u32>()
+                .max(1),
         };
         for task in serving(pool, &self.tasks) {
             if task.ready.is_none() {

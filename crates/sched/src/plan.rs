@@ -48,6 +48,8 @@ pub struct PoolSnapshot {
     pub typical_start_ms: u64,
     /// Since when no waiting input has been handed out.
     pub moved: UnixMs,
+    /// Processors of all machines.
+    pub cores: u32,
 }
 
 /// What to do with a pool.
@@ -77,15 +79,20 @@ impl PoolSnapshot {
         }
     }
 
-    /// Containers that pay for their start, beyond those that work already. Each has at least a start's worth
-    /// of work. Where a start costs many runs, starts and runs mostly wait for the same processors: `n` more
+    /// Containers that pay for their start. Each has at least a start's worth of work. Where a start costs many
+    /// runs and there are more containers than processors, starts and runs wait for the same processors: `n`
     /// containers then cost `n` starts and leave an `n`th of the work to each, which is least at the square
     /// root of the work counted in starts.
-    fn worth_starting_for(&self, run_ms: u64) -> u32 {
+    fn worth_having_for(&self, run_ms: u64) -> u32 {
         let work_ms = u64::from(self.waiting_slots()) * run_ms / u64::from(self.target_concurrency.max(1));
-        let starts = work_ms / self.typical_start_ms.max(1);
+        let starts = u32::try_from(work_ms / self.typical_start_ms.max(1)).unwrap_or(u32::MAX);
+        let working = (self.busy + self.idle.len() as u32).max(1);
         let short = run_ms.saturating_mul(SHORT_RUNS_PER_START) <= self.typical_start_ms;
-        u32::try_from(if short { starts.isqrt() } else { starts }).unwrap_or(u32::MAX)
+        if short {
+            working.max(starts.isqrt()).max(starts.min(self.cores))
+        } else {
+            working.saturating_add(starts)
+        }
     }
 }
 
@@ -97,10 +104,9 @@ pub fn plan(pool: &PoolSnapshot, now: UnixMs) -> Plan {
     let demand = pool.running.saturating_add(pool.waiting_slots());
     let mut wanted = demand.div_ceil(pool.target_concurrency.max(1));
     let mut held = None;
-    if let (Some(run_ms), true) = (pool.typical_run_ms, pool.waiting > 0 && pool.busy + pool.starting > 0) {
+    if let (Some(run_ms), true) = (pool.typical_run_ms, pool.waiting > 0 && containers > 0) {
         let stuck_at = pool.moved.plus_ms(pool.typical_start_ms.max(run_ms.saturating_mul(STUCK_RUNS)));
-        let worth =
-            (pool.busy + pool.idle.len() as u32).max(1).saturating_add(pool.worth_starting_for(run_ms));
+        let worth = pool.worth_having_for(run_ms);
         if worth < wanted && now < stuck_at {
             wanted = worth;
             held = Some(Reason::DrainsSoon {
@@ -209,6 +215,7 @@ mod tests {
             typical_run_ms: None,
             typical_start_ms: 500,
             moved: UnixMs(0),
+            cores: 2,
         }
     }
 
@@ -267,8 +274,10 @@ mod tests {
         p.typical_run_ms = Some(1);
         p.moved = UnixMs(NOW.0 - 1);
         let decided = plan(&p, NOW);
-        // Ten starts' worth of work: three more containers are done soonest.
-        assert_eq!(decided.start, 3);
+        // Ten starts' worth of work on two processors: three containers are done soonest.
+        assert_eq!(decided.start, 2);
+        let roomy = PoolSnapshot { cores: 64, ..p.clone() };
+        assert_eq!(plan(&roomy, NOW).start, 9);
         assert_eq!(decided.wake_at, Some(UnixMs(NOW.0 + 499)));
         p.waiting = 100;
         assert!(matches!(plan(&p, NOW).why, Some(Reason::DrainsSoon { .. })));
@@ -324,6 +333,7 @@ mod tests {
                 typical_run_ms: run,
                 typical_start_ms: 500,
                 moved: UnixMs(moved),
+                cores: 2,
             }
         }
     }
