@@ -15,6 +15,8 @@ use std::sync::Arc;
 const HASHES_MAX: usize = 4096;
 /// The name under which clients of a version look up the packages that containers need of them.
 const CLIENT_MOUNT_PREFIX: &str = "modal-client-mount-";
+/// The name under which clients look up a Python to put into an image that has none.
+const PYTHON_MOUNT_PREFIX: &str = "python-build-standalone.";
 /// The mode of a file whose client sent none.
 const MODE_DEFAULT: u32 = 0o644;
 
@@ -110,7 +112,7 @@ impl Control {
     ) -> Result<api::MountGetOrCreateResponse, Status> {
         let name = request.deployment_name.as_str();
         let Some(version) = name.strip_prefix(CLIENT_MOUNT_PREFIX) else {
-            return Err(Status::not_found(format!("There is no mount '{name}' on this server")));
+            return Err(no_such_mount(name).into());
         };
         let id = MountId::from_bits(bits_of(name.as_bytes()));
         if self.store.mounts().by_id(id).await.map_err(stored)?.is_none() {
@@ -169,6 +171,18 @@ impl Control {
 pub(crate) fn own_layer(path: &std::path::Path) -> std::io::Result<LayerRef> {
     let meta = std::fs::metadata(path)?;
     Ok(LayerRef { path: path.to_owned(), owner: LayerOwner::Single { uid: meta.uid(), gid: meta.gid() } })
+}
+
+/// A mount that nobody made here. Those that a cloud has ready are asked for by functions of the client.
+fn no_such_mount(name: &str) -> Error {
+    let missing = Error::not_found(format!("There is no mount '{name}' on this server"));
+    if name.starts_with(PYTHON_MOUNT_PREFIX) {
+        return missing.with_hint(
+            "add_python= is not served yet. Use a base that has Python, such as \
+             modal.Image.from_registry(\"python:3.11-slim\"), or modal.Image.debian_slim()",
+        );
+    }
+    missing
 }
 
 fn mount_reply(id: MountId, digest: String) -> api::MountGetOrCreateResponse {

@@ -106,6 +106,41 @@ impl Control {
         Ok(reply)
     }
 
+    pub(crate) async fn secret_list(
+        self: Arc<Self>,
+        _context: CallContext,
+        request: api::SecretListRequest,
+    ) -> Result<api::SecretListResponse, Status> {
+        let environment = self.environment(&request.environment_name)?;
+        let mut rows = self.store.secrets().list(environment.id).await.map_err(stored)?;
+        rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
+        let page = request.pagination.unwrap_or_default();
+        let before = page.created_before;
+        let most = usize::try_from(page.max_objects).ok().filter(|most| *most > 0).unwrap_or(usize::MAX);
+        let asked = rows.iter().filter(|row| before <= 0.0 || row.created_at.as_secs_f64() < before);
+        let items = asked.take(most).map(|row| api::SecretListItem {
+            label: row.name.clone().unwrap_or_default(),
+            created_at: row.created_at.as_secs_f64(),
+            environment_name: environment.name.clone(),
+            secret_id: row.id.to_string(),
+            metadata: secret_reply(row, &environment.name).metadata,
+            ..Default::default()
+        });
+        Ok(api::SecretListResponse { items: items.collect(), environment_name: environment.name.clone() })
+    }
+
+    pub(crate) async fn secret_delete(
+        self: Arc<Self>,
+        context: CallContext,
+        request: api::SecretDeleteRequest,
+    ) -> Result<(), Status> {
+        let id: SecretId = parse_id(&request.secret_id)?;
+        if self.store.secrets().by_id(id).await.map_err(stored)?.is_none() {
+            return Err(Status::not_found(format!("There is no secret {id}")));
+        }
+        self.commit(&context, vec![SecretWrite::Delete { id }.into()], Grade::Synced, &()).await
+    }
+
     /// The variables of these secrets in order; later ones override earlier ones.
     pub(crate) async fn open_secrets(&self, ids: &[String]) -> Result<BTreeMap<String, String>, Status> {
         let mut variables = BTreeMap::new();
