@@ -40,7 +40,7 @@ e2e: setup-test ## end-to-end tests with the official client against real contai
 	else echo "end-to-end tests: NONE WRITTEN YET"; fi
 
 bench: setup-test ## benchmarks, each a ratio against a baseline in the same run
-	$(CARGO) build -p evoke-cli --release
+	$(CARGO) build -p evoke-cli -p evoke-baseline --release
 	$(SUDO) env EVOKE_BIN=$(abspath $(TARGET)/release/evoke) $(PYTHON) benches/run.py
 
 clean: ## remove what was built and the test environment (not the data folder)

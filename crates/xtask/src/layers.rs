@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A crate and the crates of ours that its code may use. `core` goes without saying.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("core", &[]),
     ("proto", &[]),
     ("sched", &[]),
@@ -21,6 +21,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("worker", &["proto", "runtime", "image", "files"]),
     ("control", &["proto", "store", "sched", "engine", "files", "image"]),
     ("gateway", &["proto"]),
+    ("baseline", &["proto", "gateway"]),
     ("cli", ALL),
     ("sim", ALL),
     ("testkit", ALL),

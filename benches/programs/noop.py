@@ -1,0 +1,39 @@
+"""An app of one function that does nothing; run by hand, it measures what it is told to on its standard input."""
+
+import os
+import sys
+
+import modal
+
+CONTAINERS_MAX = int(os.environ.get("BENCH_CONTAINERS_MAX", "1"))
+
+app = modal.App("bench-noop", image=modal.Image.debian_slim())
+
+
+@app.function(max_containers=CONTAINERS_MAX or None, scaledown_window=1200)
+def noop(question=None):
+    return describe() if question == "who" else None
+
+
+def describe():
+    """Where and by what a call was served."""
+    import google.protobuf.internal.api_implementation as protobuf
+    import grpclib
+
+    return {
+        "task": os.environ.get("MODAL_TASK_ID"),
+        "pid": os.getpid(),
+        # Inside an environment the interpreter that it was made from, which is the same on the machine.
+        "base_executable": os.path.realpath(sys.executable),
+        "python": sys.version,
+        "modal": modal.__version__,
+        "modal_file": modal.__file__,
+        "grpclib": grpclib.__version__,
+        "protobuf": protobuf.Type(),
+    }
+
+
+if __name__ == "__main__":
+    import driver
+
+    driver.serve(app, noop)

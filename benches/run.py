@@ -1,0 +1,85 @@
+"""Runs the benchmarks: each is a ratio against a baseline of the same run, with evidence of the path taken.
+
+`make bench` builds what is measured and calls this as root, with the binaries' places in EVOKE_BIN and
+EVOKE_BASELINE_BIN.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import machine
+import warm
+from servers import Evoke
+from table import Row, print_table, write_json
+
+# The service user must be able to pass through every folder above a data folder.
+FOLDER_PARENT = "/var/tmp"
+
+
+def main() -> int:
+    options = arguments()
+    evoke_bin = binary("EVOKE_BIN", "evoke")
+    baseline_bin = binary("EVOKE_BASELINE_BIN", "evoke-baseline", beside=evoke_bin)
+    work = Path(tempfile.mkdtemp(prefix="evoke-bench-", dir=FOLDER_PARENT))
+    work.chmod(0o755)
+    busy, steal = machine.busy_seconds(), machine.steal_seconds()
+    rows: list[Row] = []
+    try:
+        for name, benchmark in benchmarks(evoke_bin, baseline_bin, work).items():
+            if not options.only or name in options.only:
+                print(f"{name}:", flush=True)
+                rows += benchmark()
+    finally:
+        if not options.keep:
+            shutil.rmtree(work)
+    print_table(rows)
+    busy, steal = machine.busy_seconds() - busy, machine.steal_seconds() - steal
+    print(f"\nthis machine was busy for {busy:.0f} CPU seconds meanwhile, {steal:.0f} more were stolen from it")
+    if options.json:
+        write_json(rows, options.json)
+    return 0 if all(row.met for row in rows) else 1
+
+
+def benchmarks(evoke_bin: Path, baseline_bin: Path, work: Path) -> dict[str, Callable[[], list[Row]]]:
+    """Every benchmark by its name, each with a server and a data folder of its own."""
+
+    def with_server(measure: Callable[[Evoke], list[Row]], name: str) -> Callable[[], list[Row]]:
+        def run() -> list[Row]:
+            evoke = Evoke(evoke_bin, work / name)
+            evoke.start()
+            try:
+                return measure(evoke)
+            finally:
+                evoke.stop()
+
+        return run
+
+    return {
+        "warm": with_server(lambda evoke: warm.measure(evoke, baseline_bin, work), "warm"),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON too")
+    parser.add_argument("--only", action="append", metavar="NAME", help="run this benchmark (may be repeated)")
+    parser.add_argument("--keep", action="store_true", help="keep the data folders and logs")
+    return parser.parse_args()
+
+
+def binary(variable: str, name: str, beside: Path | None = None) -> Path:
+    """The binary that a variable names, else the one of that name beside another."""
+    named = os.environ.get(variable)
+    path = Path(named) if named else (beside.parent / name if beside else Path(name))
+    if not path.is_file():
+        sys.exit(f"{variable} must name the {name} binary to measure; `make bench` does that")
+    return path.resolve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
