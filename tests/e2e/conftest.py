@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.client import Client
+from support.registry import Registry
 from support.server import Server
 
 # Where data folders go: the service user must be able to pass through every folder above.
@@ -38,10 +39,21 @@ def folders() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def server(evoke_bin: Path, folders: Path) -> Iterator[Server]:
+def registry() -> Iterator[Registry]:
+    """A registry of images, which the server knows as a mirror of `registry.example`."""
+    registry = Registry().start()
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture(scope="session")
+def server(evoke_bin: Path, folders: Path, registry: Registry) -> Iterator[Server]:
     """The session's server. EVOKE_E2E_DATA names a data folder to keep, with its images, from run to run."""
     kept = os.environ.get("EVOKE_E2E_DATA")
     data = Path(kept).absolute() if kept else folders / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    mirrors = f'mirrors = {{ "registry.example" = ["{registry.address}"] }}'
+    (data / "evoke.toml").write_text(f"[images.registry]\n{mirrors}\n")
     server = Server(evoke_bin, data)
     server.start()
     yield server

@@ -49,6 +49,10 @@ pub struct PythonInfo {
     pub path: String,
     /// The minor version: 11 of 3.11.
     pub minor: u32,
+    /// How many of the image's layers, from the bottom, were there when it was first found: those that brought
+    /// it are among them, and what was built on top of them is not. 0 where that is not known.
+    #[serde(default)]
+    pub layers: usize,
 }
 
 /// The C library of an image.

@@ -99,10 +99,8 @@ impl Bytecode {
         if image.builder_version.as_str() <= "2024.10" || spec.host {
             return Ok(None);
         }
-        let inside = python.path.trim_start_matches('/');
-        let brings = |layer: &LayerRef| std::fs::symlink_metadata(layer.path.join(inside)).is_ok();
-        if let Some(at) = spec.layers.iter().position(brings) {
-            spec.layers.truncate(at + 1);
+        if python.layers > 0 {
+            spec.layers.truncate(python.layers);
         }
         let mut hash = Sha256::new();
         for part in [&spec.root_digest(), &image.builder_version, &python.path] {

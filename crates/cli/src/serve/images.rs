@@ -186,6 +186,7 @@ mod tests {
             version: "Python 3.11.2".into(),
             path: "/usr/local/bin/python".into(),
             minor: 11,
+            layers: 1,
         });
         spec.libc = Some(Libc::Glibc(Some("2.36".into())));
         spec.layers.push(LayerRef { digest: "d".into(), path: "/l/d".into(), owner: LayerOwner::Canonical });

@@ -67,7 +67,7 @@ impl LogSink for Kept {
 
 /// Fills in what the image's own Python says. An image without one is an image, too.
 pub(super) async fn look(builder: &dyn Builder, image: &mut ImageSpec, log: &dyn LogSink) -> Result<()> {
-    image.python = None;
+    let before = image.python.take();
     image.libc = None;
     image.packages.clear();
     if image.layers.is_empty() {
@@ -91,7 +91,7 @@ pub(super) async fn look(builder: &dyn Builder, image: &mut ImageSpec, log: &dyn
         if let Some(answer) = answer.filter(|_| end.success()) {
             match serde_json::from_str(answer) {
                 Ok(answer) => {
-                    fill(image, answer);
+                    fill(image, answer, before.as_ref());
                     return Ok(());
                 }
                 Err(error) => tracing::warn!(%error, "the image's python gave an answer that cannot be read"),
@@ -102,17 +102,22 @@ pub(super) async fn look(builder: &dyn Builder, image: &mut ImageSpec, log: &dyn
     Ok(())
 }
 
-fn fill(image: &mut ImageSpec, answer: Answer) {
+/// `before` is the Python of the image that this one was built on.
+fn fill(image: &mut ImageSpec, answer: Answer, before: Option<&PythonInfo>) {
     image.libc = match (answer.libc.0.as_str(), answer.musl) {
         ("glibc", _) => Some(Libc::Glibc(Some(answer.libc.1).filter(|v| !v.is_empty()))),
         ("", true) | ("musl", _) => Some(Libc::Musl),
         _ => Some(Libc::Glibc(None)),
     };
     if answer.major == 3 {
+        let version = format!("Python {}", answer.version);
+        let inherited = before.filter(|python| (&python.path, &python.version) == (&answer.path, &version));
+        let layers = inherited.map_or(0, |python| python.layers);
         image.python = Some(PythonInfo {
-            version: format!("Python {}", answer.version),
+            version,
             path: answer.path,
             minor: answer.minor,
+            layers: if layers > 0 { layers } else { image.layers.len() },
         });
     }
     let packages = answer.packages.into_iter().take(PACKAGES_MAX);

@@ -100,6 +100,20 @@ async fn builds_once_and_tells_each_step() {
 }
 
 #[tokio::test]
+async fn the_layers_that_brought_the_interpreter_are_known() {
+    let world = world(FakeBuilder::default());
+    let (first, _) = world.build(request("FROM base\nRUN one\nRUN two")).await;
+    let first = first.unwrap();
+    assert_eq!(first.python.as_ref().map(|p| p.layers), Some(2));
+    // It is the same one in what is built on top of it.
+    let mut on_top = request("FROM base\nRUN three");
+    on_top.recipe.bases.insert("base".into(), first);
+    let (second, _) = world.build(on_top).await;
+    let second = second.unwrap();
+    assert_eq!((second.layers.len(), second.python.as_ref().map(|p| p.layers)), (3, Some(2)));
+}
+
+#[tokio::test]
 async fn a_failing_run_is_told_and_not_kept() {
     let world = world(FakeBuilder::default());
     for _ in 0..2 {

@@ -1,0 +1,149 @@
+"""A registry of container images on this machine: the pulling half of the OCI distribution protocol, with the
+anonymous tokens that public registries demand."""
+
+import gzip
+import hashlib
+import io
+import json
+import platform
+import tarfile
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+TOKEN = "a-token-for-anybody"
+
+
+@dataclass
+class Registry:
+    """What it serves, and what was asked of it."""
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    _server: ThreadingHTTPServer | None = None
+
+    @property
+    def address(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def start(self) -> "Registry":
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                registry._answer(self)
+
+            def do_HEAD(self) -> None:
+                registry._answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def push(self, name: str, tag: str, layers: list[tuple[str, bytes]], config: dict[str, object]) -> None:
+        """Publishes an image of `layers` (media type and bytes each, bottom first) for this machine's architecture."""
+        architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        diffs = [_digest(gzip.decompress(data) if kind.endswith("gzip") else data) for kind, data in layers]
+        described = {
+            "architecture": architecture,
+            "os": "linux",
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": diffs},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self._put(CONFIG, json.dumps(described).encode()),
+            "layers": [self._put(kind, data) for kind, data in layers],
+        }
+        body = json.dumps(manifest).encode()
+        mine = {"architecture": architecture, "os": "linux"}
+        other = {"architecture": "s390x", "os": "linux"}
+        index = {
+            "schemaVersion": 2,
+            "mediaType": INDEX,
+            "manifests": [
+                {"mediaType": MANIFEST, "digest": _digest(b"other"), "size": 5, "platform": other},
+                {"mediaType": MANIFEST, "digest": _digest(body), "size": len(body), "platform": mine},
+            ],
+        }
+        self.manifests[f"{name}:{_digest(body)}"] = (MANIFEST, body)
+        self.manifests[f"{name}:{tag}"] = (INDEX, json.dumps(index).encode())
+
+    def _put(self, kind: str, data: bytes) -> dict[str, object]:
+        digest = _digest(data)
+        self.blobs[digest] = data
+        return {"mediaType": kind, "digest": digest, "size": len(data)}
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = request.path.split("?")[0]
+        self.asked.append(path)
+        if path == "/token":
+            return _send(request, 200, "application/json", json.dumps({"token": TOKEN}).encode())
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            challenge = f'Bearer realm="{self.address}/token",service="local",scope="repository:any:pull"'
+            return _send(request, 401, "application/json", b"{}", {"www-authenticate": challenge})
+        name, _, reference = path.removeprefix("/v2/").rpartition("/")
+        if name.endswith("/manifests"):
+            found = self.manifests.get(f"{name.removesuffix('/manifests')}:{reference}")
+        else:
+            blob = self.blobs.get(reference)
+            found = blob and ("application/octet-stream", blob)
+        if not found:
+            return _send(request, 404, "application/json", b'{"errors": [{"code": "NOT_FOUND"}]}')
+        kind, body = found
+        return _send(request, 200, kind, body, {"docker-content-digest": _digest(body)})
+
+
+def tree_as_layer(folder: Path) -> tuple[str, bytes]:
+    """A folder as an uncompressed layer, with its owners and links."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(folder.rglob("*")):
+            if not path.is_symlink() and not (path.is_file() or path.is_dir()):
+                continue  # a device
+            archive.add(path, str(path.relative_to(folder)), recursive=False)
+    return LAYER, out.getvalue()
+
+
+def files_as_layer(files: dict[str, bytes]) -> tuple[str, bytes]:
+    """Files as a compressed layer; names that begin with `.wh.` take away what is below."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return f"{LAYER}+gzip", gzip.compress(out.getvalue())
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _send(
+    request: BaseHTTPRequestHandler, code: int, kind: str, body: bytes, headers: dict[str, str] | None = None
+) -> None:
+    request.send_response(code)
+    for name, value in {"content-type": kind, "content-length": str(len(body)), **(headers or {})}.items():
+        request.send_header(name, value)
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(body)
