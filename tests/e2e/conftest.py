@@ -11,6 +11,8 @@ from support.client import Client
 from support.registry import Registry
 from support.server import Server
 
+# The base image is there within this, by the network that the machine has.
+BASE_S_MAX = 900.0
 # Where data folders go: the service user must be able to pass through every folder above.
 FOLDER_PARENT = "/var/tmp"
 
@@ -56,9 +58,27 @@ def server(evoke_bin: Path, folders: Path, registry: Registry) -> Iterator[Serve
     (data / "evoke.toml").write_text(f"[images.registry]\n{mirrors}\n")
     server = Server(evoke_bin, data)
     server.start()
+    _have_a_base(server, folders)
     yield server
     assert server.stop() == 0, server.log_tail()
     assert server.leftovers() == []
+
+
+def _have_a_base(server: Server, folders: Path) -> None:
+    """Brings the base image that most tests stand on. The first time it is made from a distribution's packages."""
+    client = Client(folders / "first", server.client_env())
+    program = """
+        app = modal.App("first")
+
+        @app.function()
+        def one():
+            return 1
+
+        @app.local_entrypoint()
+        def main():
+            report("one", one.remote())
+        """
+    assert client.program(program, timeout_s=BASE_S_MAX).ok()["one"] == 1
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def look():
         "unshare": call("unshare", 0x10000000),
         "module": call("syscall", 313, -1, b"", 0),
         "devices": sorted(os.listdir("/dev")),
+        "terminal": refused(lambda: [os.close(fd) for fd in os.openpty()]),
         "writable": refused(lambda: open("/root/file", "w").write("mine")),
         "env": {k: v for k, v in os.environ.items() if k.startswith("MODAL_")},
         "secrets": [k for k in os.environ if "TOKEN" in k and os.environ[k]],
@@ -125,6 +126,7 @@ def test_the_usual_devices_and_a_shared_memory_of_its_own(isolation: Run) -> Non
     devices = set(isolation["look"]["devices"])
     assert {"null", "zero", "full", "random", "urandom", "tty", "shm", "fd", "stdin", "stdout", "stderr"} <= devices
     assert not {name for name in devices if name.startswith(("sd", "vd", "nvme", "mem", "kmsg", "loop"))}
+    assert isolation["look"]["terminal"] == "allowed"
     assert isolation["look"]["shm type"] == ["tmpfs"]
     assert isolation["look"]["shm"] >= 64 << 20
 

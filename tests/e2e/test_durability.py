@@ -1,5 +1,6 @@
 """A server that is killed at any instant: what it acknowledged is kept, containers live on, clients do not notice."""
 
+import re
 import signal
 import sys
 from collections import Counter
@@ -45,7 +46,8 @@ def test_a_map_of_5000_survives(server: Server, client: Client) -> None:
 
 
 def _assert_each_logged_once(run: Run, count: int) -> None:
-    logged = Counter(line.text for line in run.lines if line.text.startswith("doing <"))
+    # Anywhere in the output: the program's own lines and the logs may meet on one line.
+    logged = Counter(re.findall(r"doing <\d+>", run.output))
     expected = {f"doing <{i}>" for i in range(count)}
     missing = expected - set(logged)
     assert not missing, f"{len(missing)} lines lost, such as {sorted(missing)[:5]}"
@@ -150,6 +152,41 @@ def test_a_server_that_dies_again_and_again_loses_nothing(server: Server, client
     run = process.end().ok()
     assert run["done"] == list(range(400))
     _assert_each_logged_once(run, 400)
+
+
+def test_a_request_whose_answer_was_lost_has_no_second_effect(server: Server, client: Client) -> None:
+    process = client.start_program(
+        """
+        app = modal.App("retried")
+
+        @app.function(max_containers=1)
+        def work(i):
+            print(f"doing <{i}>")
+            return i
+
+        @app.local_entrypoint()
+        def main():
+            work.remote(0)
+            calls = []
+            for i in range(1, 300):
+                calls.append(work.spawn(i))
+                print(f"spawned <{i}>", flush=True)
+            report("ids", [call.object_id for call in calls])
+            report("results", [call.get() for call in calls])
+        """
+    )
+    # The client sends one request after the other and repeats what it got no answer to.
+    for wanted in (20, 100, 180, 260):
+
+        def reached(lines: list[Line], wanted: int = wanted) -> bool:
+            return any(line.text == f"spawned <{wanted}>" for line in lines)
+
+        process.wait_for(reached, f"{wanted} calls spawned")
+        server.kill_server()
+    run = process.end().ok()
+    assert len(set(run["ids"])) == 299
+    assert run["results"] == list(range(1, 300))
+    _assert_each_logged_once(run, 300)
 
 
 def test_a_spawned_call_outlives_its_client_and_the_server(server: Server, client: Client) -> None:

@@ -123,7 +123,7 @@ def builds(module_client: Client) -> tuple[Run, Run]:
     version = ".".join(map(str, sys.version_info[:2]))
     module_client.write("Dockerfile", DOCKERFILE.format(version=version), prelude=False)
     env = {"E2E_TOKEN": token_hex(8)}
-    first = module_client.program(BUILDS, "builds.py", timeout_s=280, env=env).ok()
+    first = module_client.program(BUILDS, "builds.py", timeout_s=600, env=env).ok()
     second = module_client.program(BUILDS, "builds.py", env=env).ok()
     first.reports.append(("token", env["E2E_TOKEN"], 0.0))
     return first, second
@@ -296,13 +296,15 @@ def published(server: Server, module_client: Client, registry: Registry) -> str:
         "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "FROM_CONFIG=yes"],
         "WorkingDir": "/opt",
     }
-    registry.push("team/base", "1", [tree_as_layer(whole), files_as_layer(above)], config)
+    # A tag that was pulled once is remembered, also in a data folder that is kept between runs.
+    registry.push("team/base", marker, [tree_as_layer(whole), files_as_layer(above)], config)
     return marker
 
 
 def test_a_base_from_a_registry_through_a_mirror(published: str, client: Client, registry: Registry) -> None:
     program = """
-        image = modal.Image.from_registry("registry.example/team/base:1").run_commands("cp /opt/marker /opt/second")
+        reference = "registry.example/team/base:" + os.environ.get("E2E_TAG", "")
+        image = modal.Image.from_registry(reference).run_commands("cp /opt/marker /opt/second")
         app = modal.App("from-registry", image=image)
 
         @app.function()
@@ -320,14 +322,15 @@ def test_a_base_from_a_registry_through_a_mirror(published: str, client: Client,
         def main():
             report("look", look.remote())
         """
-    look = client.program(program).ok()["look"]
+    env = {"E2E_TAG": published}
+    look = client.program(program, env=env).ok()["look"]
     assert look["marker"] == published
     assert look["version"] is False and look["docs"] == []
     assert look["env"] == "yes"
     assert look["su"].endswith("4755")
     assert "/token" in registry.asked
     before = len(registry.asked)
-    assert client.program(program).ok()["look"] == look
+    assert client.program(program, env=env).ok()["look"] == look
     assert not [path for path in registry.asked[before:] if "/blobs/" in path]
 
 

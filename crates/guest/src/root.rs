@@ -129,7 +129,9 @@ fn attach_kernel_file_systems(setup: &Setup, fds: &SetupFds) -> Result<(), StepE
     }
     attach_dir(fds.dev.as_fd(), root, "dev").step("attaching /dev")?;
     let pts = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let pts = new_mount("devpts", &pts, inert).step("mounting devpts")?;
+    // Terminals are devices: without them no program could open one.
+    let terminals = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let pts = new_mount("devpts", &pts, terminals).step("mounting devpts")?;
     attach_dir(pts.as_fd(), root, "dev/pts").step("attaching devpts")?;
     let size = setup.shm_bytes.to_string();
     let shm = new_mount("tmpfs", &[("size", &*size), ("mode", "1777")], inert).step("mounting /dev/shm")?;
