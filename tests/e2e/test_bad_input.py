@@ -241,10 +241,14 @@ def test_bytes_that_are_no_protocol_harm_nothing(client: Client, server: Server)
         method = "/modal.client.ModalClient/AppCreate"
 
         def raw(data):
-            with socket.create_connection(where, 10) as connection:
-                connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
-                return len(connection.recv(65536))
+            try:
+                with socket.create_connection(where, 10) as connection:
+                    connection.sendall(data)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(65536)
+            except OSError as error:
+                # It may hang up at any byte; it must not keep the line open and say nothing.
+                assert not isinstance(error, TimeoutError), error
 
         raw(os.urandom(4096))
         raw(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + os.urandom(4096))

@@ -72,8 +72,11 @@ impl Control {
             }
             let poll = PollRequest { task, key, max };
             waiting.armed = true;
-            match self.calls.apply(&self, |engine, now| engine.poll_inputs(poll, now)).await? {
+            let (claim, ticket) =
+                self.calls.decide(&self, |engine, now| engine.poll_inputs(poll, now), |_| Vec::new())?;
+            match claim {
                 Claim::Inputs(claimed) => {
+                    self.calls.stored(&self, ticket).await?;
                     waiting.armed = false;
                     let mut inputs = Vec::with_capacity(claimed.len());
                     for claim in claimed {
@@ -82,6 +85,7 @@ impl Control {
                     return Ok(api::FunctionGetInputsResponse { inputs, ..Default::default() });
                 }
                 Claim::KillSwitch => {
+                    self.calls.stored(&self, ticket).await?;
                     waiting.armed = false;
                     let last = api::FunctionGetInputsItem { kill_switch: true, ..Default::default() };
                     return Ok(api::FunctionGetInputsResponse { inputs: vec![last], ..Default::default() });

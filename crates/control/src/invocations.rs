@@ -135,7 +135,12 @@ impl Control {
             let reply = self.outputs_now(call, after, range, max).await?;
             if !reply.outputs.is_empty() {
                 if request.clear_on_success {
-                    self.calls.apply(&self, |engine, now| Ok(engine.clear_outputs(call, now))).await?;
+                    // What is stored stays; only memory is freed, so the answer need not wait for it.
+                    self.calls.decide(
+                        &self,
+                        |engine, now| Ok(engine.clear_outputs(call, now)),
+                        |()| Vec::new(),
+                    )?;
                 }
                 return Ok(reply);
             }

@@ -72,20 +72,21 @@ impl Calls {
         self.store.committed(self.store.last_submitted()).await.map_err(stored)
     }
 
-    /// Takes a decision. The returned ticket resolves once its writes are stored; effects are under way.
+    /// Takes a decision. The ticket, for [`Calls::stored`], is of its writes; none where there are none. Effects
+    /// are under way.
     pub(crate) fn decide<T>(
         &self,
         control: &Control,
         decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
         more: impl FnOnce(&T) -> Vec<Write>,
-    ) -> Result<(T, Ticket), Status> {
+    ) -> Result<(T, Option<Ticket>), Status> {
         let (reply, effects, ticket, deadline) = {
             let mut engine = self.lock();
             let step = decide(&mut engine, self.clock.now())?;
             let mut writes: Vec<Write> = step.writes.into_iter().map(Write::from).collect();
             writes.extend(more(&step.reply));
             // Inside the lock: the order of decisions is the order of writes.
-            let ticket = self.store.submit(writes, step.grade);
+            let ticket = (!writes.is_empty()).then(|| self.store.submit(writes, step.grade));
             (step.reply, step.effects, ticket, engine.next_deadline())
         };
         self.perform_all(control, effects);
@@ -95,6 +96,14 @@ impl Calls {
         Ok((reply, ticket))
     }
 
+    /// Waits until the writes of a decision are stored; for one that only read, until what it read is.
+    pub(crate) async fn stored(&self, control: &Control, ticket: Option<Ticket>) -> Result<(), Status> {
+        match ticket {
+            Some(ticket) => ticket.await.map_err(|error| control.refused(error)),
+            None => self.settled().await,
+        }
+    }
+
     /// Takes a decision and waits until it is stored.
     pub(crate) async fn apply<T>(
         &self,
@@ -102,7 +111,7 @@ impl Calls {
         decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
     ) -> Result<T, Status> {
         let (reply, ticket) = self.decide(control, decide, |_| Vec::new())?;
-        ticket.await.map_err(|error| control.refused(error))?;
+        self.stored(control, ticket).await?;
         Ok(reply)
     }
 
@@ -130,7 +139,7 @@ impl Calls {
             answer = Some(message);
             kept.into_iter().collect()
         })?;
-        ticket.await.map_err(|error| control.refused(error))?;
+        self.stored(control, ticket).await?;
         answer.ok_or_else(|| Status::internal("the decision gave no answer"))
     }
 
