@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A crate and the crates of ours that its code may use. `core` goes without saying.
-const LAYERS: [(&str, &[&str]); 17] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("core", &[]),
     ("proto", &[]),
     ("sched", &[]),
@@ -24,14 +24,13 @@ const LAYERS: [(&str, &[&str]); 17] = [
     ("baseline", &["proto", "gateway"]),
     ("cli", ALL),
     ("sim", ALL),
-    ("testkit", ALL),
     ("xtask", ALL),
 ];
 const ALL: &[&str] = &[
     "proto", "sched", "store", "files", "guest", "runtime", "engine", "image", "worker", "control", "gateway",
 ];
 /// Crates that only tests may use.
-const DEV_ONLY: [&str; 2] = ["testkit", "sim"];
+const DEV_ONLY: [&str; 1] = ["sim"];
 /// External crates that a room must not use, and why.
 const EXTERNAL: [(&str, &[&str], &str); 3] = [
     ("core", &["tokio", "rusqlite", "hyper", "ureq"], "it has no I/O and no async runtime"),
@@ -107,8 +106,8 @@ mod tests {
             ("worker", "[dependencies]\nevoke-store.workspace = true", Some("must not depend on store")),
             ("gateway", "[dependencies]\nevoke-store.workspace = true", Some("must not depend on store")),
             ("sched", "[dependencies]\ntokio = \"1\"", Some("it only decides")),
-            ("store", "[dev-dependencies]\nevoke-testkit.workspace = true", None),
-            ("store", "[dependencies]\nevoke-testkit.workspace = true", Some("dev-dependency")),
+            ("store", "[dev-dependencies]\nevoke-sim.workspace = true", None),
+            ("store", "[dependencies]\nevoke-sim.workspace = true", Some("dev-dependency")),
             ("novel", "[dependencies]", Some("table of layers")),
         ];
         for (name, manifest, wanted) in cases {

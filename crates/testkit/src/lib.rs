@@ -1,1 +1,0 @@
-//! evoke-testkit
