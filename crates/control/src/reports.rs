@@ -74,11 +74,23 @@ impl Control {
             code: exit.code,
             signal: exit.signal,
             cause: ExitCause::Program,
-            text: exit_text(&exit),
+            text: if exit.oom { self.oom_text(task, function) } else { exit_text(&exit) },
         };
         self.calls
             .apply(self, |engine, now| Ok(engine.container_event(task, ContainerEvent::Exited(end), now)))
             .await
+    }
+
+    fn oom_text(&self, task: TaskId, function: Option<FunctionId>) -> String {
+        let limit = function
+            .and_then(|id| self.registry.function(id))
+            .and_then(|found| found.definition.function.resources.as_ref().map(|asked| asked.memory_mb_max))
+            .filter(|mib| *mib > 0);
+        let over =
+            limit.map_or_else(|| "the machine has left".to_string(), |mib| format!("its limit of {mib} MiB"));
+        format!(
+            "The container {task} used more memory than {over} and was killed. Raise the limit in memory=(request, limit), or use less"
+        )
     }
 
     /// Tells clients that follow the app how the container does.
@@ -100,7 +112,6 @@ impl Control {
 
 fn exit_text(exit: &Exit) -> String {
     match exit {
-        Exit { oom: true, .. } => "it used more memory than its limit and was killed".into(),
         Exit { code: Some(code), .. } => format!("it exited with status {code}"),
         Exit { signal: Some(signal), killed_by_us: true, .. } => {
             format!("it was stopped with signal {signal}")
