@@ -12,9 +12,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cold
+import idle
 import machine
+import million
 import warm
-from servers import Evoke
+from servers import HOST, Evoke, started
 from table import Row, print_table, write_json
 
 # The service user must be able to pass through every folder above a data folder.
@@ -48,19 +51,25 @@ def main() -> int:
 def benchmarks(evoke_bin: Path, baseline_bin: Path, work: Path) -> dict[str, Callable[[], list[Row]]]:
     """Every benchmark by its name, each with a server and a data folder of its own."""
 
-    def with_server(measure: Callable[[Evoke], list[Row]], name: str) -> Callable[[], list[Row]]:
+    def with_server(
+        measure: Callable[[Evoke], list[Row]], name: str, bases: list[str] | None = HOST
+    ) -> Callable[[], list[Row]]:
         def run() -> list[Row]:
-            evoke = Evoke(evoke_bin, work / name)
-            evoke.start()
-            try:
+            with started(Evoke(evoke_bin, work / name, bases)) as evoke:
                 return measure(evoke)
-            finally:
-                evoke.stop()
 
         return run
 
+    def million_run() -> list[Row]:
+        full, empty = Evoke(evoke_bin, work / "full"), Evoke(evoke_bin, work / "empty")
+        with started(full), started(empty):
+            return million.measure(full, empty, work)
+
     return {
         "warm": with_server(lambda evoke: warm.measure(evoke, baseline_bin, work), "warm"),
+        "cold": with_server(lambda evoke: cold.measure(evoke, work), "cold", bases=None),
+        "idle": with_server(lambda evoke: idle.measure(evoke, work), "idle"),
+        "million": million_run,
     }
 
 

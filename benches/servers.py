@@ -1,9 +1,12 @@
 """The two servers that are compared: Evoke, and the bare one of `crates/baseline`."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,18 @@ def clean_environment() -> dict[str, str]:
     return kept
 
 
+# This machine's own Python as the base: the quickest to make, and the one that the bare server's container runs too.
+HOST = ["host"]
+
+
 class Evoke:
-    """A server of the binary under test, with this machine's own Python as the base of images."""
+    """A server of the binary under test. `bases` is where the bases of images come from, in order; None leaves that
+    to the server."""
 
-    name = "Evoke"
-
-    def __init__(self, binary: Path, data: Path) -> None:
+    def __init__(self, binary: Path, data: Path, bases: list[str] | None = HOST) -> None:
         data.mkdir(mode=0o755, parents=True, exist_ok=True)
-        (data / "evoke.toml").write_text('[images]\norder = ["host"]\n')
+        if bases is not None:
+            (data / "evoke.toml").write_text(f"[images]\norder = {json.dumps(bases)}\n")
         self.data = data
         self.server = Server(binary, data)
 
@@ -60,10 +67,18 @@ class Evoke:
         return sum(machine.cpu_seconds(pid) for pid in self.processes())
 
 
+@contextlib.contextmanager
+def started(evoke: Evoke) -> Iterator[Evoke]:
+    """The server, up for as long as this lasts."""
+    evoke.start()
+    try:
+        yield evoke
+    finally:
+        evoke.stop()
+
+
 class Bare:
     """The server that only answers, with the container as its child."""
-
-    name = "bare server"
 
     def __init__(self, binary: Path, python: Path, packages: list[Path], work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,14 @@ import sys
 
 import modal
 
-CONTAINERS_MAX = int(os.environ.get("BENCH_CONTAINERS_MAX", "1"))
+# These shape the function where it is defined; inside its container they mean nothing.
+CONTAINERS_MAX = int(os.environ.get("BENCH_CONTAINERS_MAX", "1")) or None
+SCALEDOWN_S = int(os.environ.get("BENCH_SCALEDOWN_S", "1200"))
 
 app = modal.App("bench-noop", image=modal.Image.debian_slim())
 
 
-@app.function(max_containers=CONTAINERS_MAX or None, scaledown_window=1200)
+@app.function(max_containers=CONTAINERS_MAX, scaledown_window=SCALEDOWN_S)
 def noop(question=None):
     return describe() if question == "who" else None
 
@@ -23,11 +25,11 @@ def describe():
     return {
         "task": os.environ.get("MODAL_TASK_ID"),
         "pid": os.getpid(),
+        "executable": sys.executable,
         # Inside an environment the interpreter that it was made from, which is the same on the machine.
         "base_executable": os.path.realpath(sys.executable),
         "python": sys.version,
         "modal": modal.__version__,
-        "modal_file": modal.__file__,
         "grpclib": grpclib.__version__,
         "protobuf": protobuf.Type(),
     }
