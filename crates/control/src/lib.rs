@@ -32,15 +32,17 @@ mod retention;
 mod secrets;
 mod service;
 mod shell;
+mod volumes;
 mod wakers;
 mod wire;
 
 pub use machine::Machine;
 pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
+pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
 
 use evoke_core::{Clock, Entropy, Error, FunctionId, SystemEntropy, UnixMs};
 use evoke_engine::{Engine, EngineConf, WorkerCapacity};
-use evoke_files::{BlobStore, ObjectStore, Trees};
+use evoke_files::{BlobStore, ObjectStore, Trees, VolumeContents, VolumeTrees};
 use evoke_proto::worker::Worker;
 use evoke_proto::{Dispatcher, Status};
 use evoke_store::logs::Logs;
@@ -77,6 +79,10 @@ pub struct Dependencies {
     pub objects: ObjectStore,
     /// Mounted files as folders.
     pub trees: Trees,
+    /// Contents of volumes.
+    pub contents: VolumeContents,
+    /// Volumes as folders.
+    pub volume_trees: VolumeTrees,
     /// Large payloads.
     pub blobs: BlobStore,
     /// Builds images.
@@ -97,6 +103,8 @@ pub struct Control {
     pub(crate) vault: Vault,
     pub(crate) objects: ObjectStore,
     pub(crate) trees: Trees,
+    pub(crate) contents: VolumeContents,
+    pub(crate) volume_trees: VolumeTrees,
     pub(crate) blobs: BlobStore,
     pub(crate) builder: Arc<dyn ImageBuilder>,
     pub(crate) bundles: Arc<dyn Bundles>,
@@ -108,6 +116,7 @@ pub struct Control {
     pub(crate) builds: images::Builds,
     pub(crate) commits: reports::Commits,
     pub(crate) polls: containers::Polls,
+    pub(crate) volumes: volumes::State,
     pub(crate) app_events: logs::AppEvents,
     /// Told when an app came that must be watched for its client's silence.
     pub(crate) liveness: Notify,
@@ -126,8 +135,9 @@ pub struct Control {
 impl Control {
     /// Puts the control plane together. It serves nothing before [`Control::resume`].
     pub fn start(config: ControlConfig, dependencies: Dependencies) -> Arc<Self> {
-        let Dependencies { store, logs, vault, objects, trees, blobs, builder, bundles, urls, clock } =
+        let Dependencies { store, logs, vault, objects, trees, contents, volume_trees, blobs, .. } =
             dependencies;
+        let Dependencies { builder, bundles, urls, clock, .. } = dependencies;
         let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
@@ -138,6 +148,8 @@ impl Control {
             vault,
             objects,
             trees,
+            contents,
+            volume_trees,
             blobs,
             builder,
             bundles,
@@ -147,6 +159,7 @@ impl Control {
             builds: images::Builds::default(),
             commits: reports::Commits::default(),
             polls: containers::Polls::default(),
+            volumes: volumes::State::default(),
             app_events: logs::AppEvents::default(),
             liveness: Notify::new(),
             doomed: Notify::new(),
@@ -215,6 +228,10 @@ impl Control {
             // The last server was told to stop it and did not get to the end.
             let again = self.calls.stop_app(self, app).await;
             again.map_err(|status| Error::internal(status.message))?;
+        }
+        if alive.is_empty() {
+            // Nothing has a volume mounted: what is left of older versions on disk can go.
+            self.sweep_trees().await.map_err(|status| Error::internal(status.message))?;
         }
         self.spawn("engine-timer", |control| async move { control.calls.run_timer(control.clone()).await });
         self.spawn("retention", Control::run_retention);
@@ -295,6 +312,20 @@ impl Worker for NoWorker {
     async fn stop(&self, _task: evoke_core::TaskId, _how: evoke_proto::worker::StopMode) {}
     async fn running(&self) -> Vec<evoke_core::TaskId> {
         Vec::new()
+    }
+    async fn commit_volume(
+        &self,
+        _task: evoke_core::TaskId,
+        _volume: evoke_core::VolumeId,
+    ) -> Result<(), Error> {
+        Err(Error::new(evoke_core::ErrorCode::Unavailable, "the server is still starting"))
+    }
+    async fn reload_volume(
+        &self,
+        _task: evoke_core::TaskId,
+        _volume: evoke_core::VolumeId,
+    ) -> Result<(), Error> {
+        Err(Error::new(evoke_core::ErrorCode::Unavailable, "the server is still starting"))
     }
     fn set_current_input(
         &self,

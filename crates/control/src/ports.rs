@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use evoke_core::{AppId, BlobId, Error, ImageId};
+use evoke_files::{ContentHash, VolumeContent};
 use evoke_proto::api;
 use evoke_proto::worker::LayerRef;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,10 @@ pub trait Urls: Send + Sync {
     fn blob_complete(&self, origin: &str, blob: BlobId) -> String;
     /// Where a blob is read.
     fn blob_get(&self, origin: &str, blob: BlobId) -> String;
+    /// Where a block of a volume's file is put.
+    fn volume_block(&self, origin: &str, block: ContentHash) -> String;
+    /// Where `length` bytes from `start` on of a volume's file are read.
+    fn volume_content(&self, origin: &str, content: VolumeContent, start: u64, length: u64) -> String;
 }
 
 /// A built image, as the containers of its functions need it.

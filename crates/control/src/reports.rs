@@ -1,9 +1,11 @@
 //! What workers tell: phases of containers, their ends, their output.
 
 use crate::Control;
-use evoke_core::{Error, FunctionId, Phase, TaskId, UnixMs};
+use evoke_core::{Error, FunctionId, Phase, TaskId, UnixMs, VolumeId};
 use evoke_engine::{ContainerEvent, ContainerExit, ExitCause, TaskUsage};
-use evoke_proto::worker::{CommittedLayer, Control as ControlPort, Exit, LogChunk, Usage, WorkerEvent};
+use evoke_proto::worker::{
+    CommittedLayer, Control as ControlPort, Exit, LogChunk, Usage, VolumeChange, VolumeView, WorkerEvent,
+};
 use evoke_proto::{CallContext, Reply, Service, Status, api};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -138,6 +140,20 @@ impl ControlPort for Control {
 
     async fn append_logs(&self, chunks: Vec<LogChunk>) -> Result<(), Error> {
         self.take_logs(chunks).await
+    }
+
+    async fn merge_volume(
+        &self,
+        volume: VolumeId,
+        base: u64,
+        changes: Vec<VolumeChange>,
+        author: String,
+    ) -> Result<u64, Error> {
+        self.merge_changes(volume, base, changes, &author).await.map_err(Error::from)
+    }
+
+    async fn volume_view(&self, volume: VolumeId) -> Result<VolumeView, Error> {
+        self.view_of(volume).await.map_err(Error::from)
     }
 
     async fn log_offsets(&self, task: TaskId) -> (u64, u64) {

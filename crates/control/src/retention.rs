@@ -41,6 +41,7 @@ impl Control {
             RetentionWrite::CallsOverBytes { max_bytes: DATABASE_BYTES_MAX, now }.into(),
         ];
         self.submit(writes, Grade::Written).await?;
+        self.retain_volumes().await?;
         let logs = Retention { age_ms_max: KEPT_MS, stream_bytes_max: LOG_BYTES_MAX };
         self.logs.expire(now, logs).await.map_err(stored)?;
         let blobs = self.blobs.clone();

@@ -27,7 +27,7 @@ fn alive(me: &Weak<Control>) -> Result<Arc<Control>, Status> {
 /// The dispatcher over all handlers of `me`.
 pub(crate) fn dispatcher(me: Weak<Control>) -> Dispatcher {
     let builder = unary(Dispatcher::builder(), &me);
-    streams(builder, &me).build()
+    streams(volumes(builder, &me), &me).build()
 }
 
 fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
@@ -88,8 +88,30 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
     })
 }
 
+fn volumes(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
+    serve!(builder, me, {
+        VolumeCommit => volume_commit,
+        VolumeCopyFiles => volume_copy_files,
+        VolumeCopyFiles2 => volume_copy_files2,
+        VolumeDelete => volume_delete,
+        VolumeGetById => volume_get_by_id,
+        VolumeGetFile => volume_get_file,
+        VolumeGetFile2 => volume_get_file2,
+        VolumeGetOrCreate => volume_get_or_create,
+        VolumeHeartbeat => volume_heartbeat,
+        VolumeList => volume_list,
+        VolumePutFiles => volume_put_files,
+        VolumePutFiles2 => volume_put_files2,
+        VolumeReload => volume_reload,
+        VolumeRemoveFile => volume_remove_file,
+        VolumeRemoveFile2 => volume_remove_file2,
+        VolumeRename => volume_rename,
+    });
+    builder
+}
+
 fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
-    let [logs, build, data_out, data_in] = std::array::from_fn(|_| me.clone());
+    let [logs, build, data_out, data_in, files, files2] = std::array::from_fn(|_| me.clone());
     builder
         .server_stream(rpc::AppGetLogs, move |context, request| {
             let me = logs.clone();
@@ -106,6 +128,14 @@ fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder 
         .server_stream(rpc::FunctionCallGetDataIn, move |_context, request| {
             let me = data_in.clone();
             async move { alive(&me)?.chunk_stream(request, Direction::In).await }
+        })
+        .server_stream(rpc::VolumeListFiles, move |context, request| {
+            let me = files.clone();
+            async move { alive(&me)?.volume_list_files(context, request).await }
+        })
+        .server_stream(rpc::VolumeListFiles2, move |context, request| {
+            let me = files2.clone();
+            async move { alive(&me)?.volume_list_files2(context, request).await }
         })
 }
 

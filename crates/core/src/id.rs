@@ -170,6 +170,10 @@ kinds! {
     Secret, SecretId, "st";
     /// A payload too large to travel inline.
     Blob, BlobId, "bl";
+    /// A volume: a file system of its own, with versions.
+    Volume, VolumeId, "vo";
+    /// A network file system: a folder that containers share live.
+    SharedVolume, SharedVolumeId, "sv";
     /// An environment: a namespace of apps and named objects.
     Environment, EnvironmentId, "en";
 }

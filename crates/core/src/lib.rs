@@ -16,7 +16,7 @@ pub use clock::{Clock, Entropy, SeededEntropy, SystemClock, SystemEntropy, UnixM
 pub use error::{Error, ErrorCode, Result};
 pub use id::{
     AppId, BlobId, CallId, ClassId, DefinitionId, EnvironmentId, FunctionId, ImageId, InputId, MountId,
-    SecretId, TaskId,
+    SecretId, SharedVolumeId, TaskId, VolumeId,
 };
 pub use phase::{Phase, StartPath};
 pub use principal::Principal;

@@ -7,6 +7,7 @@
 //! async callers use `spawn_blocking`.
 //!
 //! Entry points: [`ObjectStore`] for contents, [`Trees`] for mount sets, [`BlobStore`] for payloads,
+//! [`VolumeContents`] and [`VolumeTrees`] for volumes,
 //! [`fetch::Fetcher`] for downloads, [`pypi::PackageIndex`] for Python packages,
 //! [`bundles::Bundles`] for what the client needs inside containers.
 
@@ -25,6 +26,7 @@ mod objects;
 pub mod pypi;
 mod tree_paths;
 mod trees;
+mod volumes;
 
 pub use blob_upload::PartWriter;
 pub use blobs::{BlobError, BlobSpec, BlobStore, FinishedBlob, PARTS_MAX};
@@ -37,3 +39,7 @@ pub use io_failure::IoFailure;
 pub use objects::{Collected, ObjectError, ObjectStore};
 pub use tree_paths::PathError;
 pub use trees::{MountFile, TREE_FILES_MAX, Tree, TreeError, Trees};
+pub use volumes::{
+    BlockFile, ParseContentError, VOLUME_BLOCK_BYTES, VolumeContent, VolumeContents, VolumeEntry,
+    VolumeEntryKind, VolumeTrees,
+};

@@ -201,8 +201,7 @@ impl ObjectStore {
         if self.contains(hash) {
             return Ok(());
         }
-        let number = self.inner.next_temporary.fetch_add(1, Ordering::Relaxed);
-        let link = self.inner.root.join("tmp").join(format!("{number}"));
+        let link = self.temporary_path();
         if fs::hard_link(path, &link).is_err() {
             let file = File::open(path).during("open", path)?;
             return self.put_reader(Some(hash), file).map(|_| ());
@@ -214,6 +213,26 @@ impl ObjectStore {
             .set_permissions(Permissions::from_mode(PLAIN_MODE))
             .during("set the mode of", &temporary.path)?;
         self.finish(vec![(temporary, self.path_of(hash))])
+    }
+
+    /// [`ObjectStore::adopt`] for several files as one batch: two syncs in all.
+    pub fn adopt_many(&self, files: &[(ContentHash, PathBuf)]) -> Result<(), ObjectError> {
+        let mut pending = Vec::with_capacity(files.len());
+        for (hash, path) in files {
+            let link = self.temporary_path();
+            if self.contains(*hash) || fs::hard_link(path, &link).is_err() {
+                self.adopt(*hash, path)?;
+                continue;
+            }
+            let file = File::open(&link).during("open", &link)?;
+            let temporary = Temporary { path: link, file };
+            temporary
+                .file
+                .set_permissions(Permissions::from_mode(PLAIN_MODE))
+                .during("set the mode of", &temporary.path)?;
+            pending.push((temporary, self.path_of(*hash)));
+        }
+        self.finish(pending)
     }
 
     /// Whether the content is stored. If so it is also held: no collection within its grace removes it.
@@ -332,9 +351,13 @@ impl ObjectStore {
         self.inner.root.join(&hex[..2]).join(&hex[2..])
     }
 
-    fn temporary(&self, mode: u32) -> Result<Temporary, IoFailure> {
+    fn temporary_path(&self) -> PathBuf {
         let number = self.inner.next_temporary.fetch_add(1, Ordering::Relaxed);
-        let path = self.inner.root.join("tmp").join(format!("{number}"));
+        self.inner.root.join("tmp").join(format!("{number}"))
+    }
+
+    fn temporary(&self, mode: u32) -> Result<Temporary, IoFailure> {
+        let path = self.temporary_path();
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.during("create", &path)?;
         // Set apart from the creation because the umask would take bits away.

@@ -148,13 +148,16 @@ pub(crate) async fn get(
     } else {
         Response::new(file_body(file, length))
     };
-    let headers = response.headers_mut();
+    download_headers(response.headers_mut());
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    Ok(response)
+}
+
+/// Says that the bytes are a user's: no browser may take them for a page of ours.
+pub(crate) fn download_headers(headers: &mut http::HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    // The bytes are a user's: no browser may take them for a page of ours.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
-    Ok(response)
 }
 
 async fn finish(store: &Arc<dyn BlobStore>, blob: BlobId) -> Result<String, Error> {
@@ -163,7 +166,7 @@ async fn finish(store: &Arc<dyn BlobStore>, blob: BlobId) -> Result<String, Erro
 }
 
 /// The next piece of a body, as it arrived; none at its end.
-async fn next_piece(body: &mut Incoming) -> Result<Option<Vec<Bytes>>, Error> {
+pub(crate) async fn next_piece(body: &mut Incoming) -> Result<Option<Vec<Bytes>>, Error> {
     let broken = |e: &dyn std::fmt::Display| Error::invalid(format!("The upload broke off: {e}"));
     let mut piece = Vec::new();
     let mut length = 0;
@@ -184,8 +187,8 @@ async fn next_piece(body: &mut Incoming) -> Result<Option<Vec<Bytes>>, Error> {
     Ok((length > 0).then_some(piece))
 }
 
-/// A body of `length` bytes of a file, read as they are taken.
-fn file_body(file: File, length: u64) -> HttpBody {
+/// A body of `length` bytes of a file from where it stands on, read as they are taken.
+pub(crate) fn file_body(file: File, length: u64) -> HttpBody {
     let stream = try_unfold((file, length), async |(mut file, left)| {
         if left == 0 {
             return Ok(None);
@@ -222,7 +225,7 @@ fn with_etag(mut response: Response<HttpBody>, etag: &str) -> Response<HttpBody>
 }
 
 /// Runs what blocks on the disk where that holds up nobody else.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {

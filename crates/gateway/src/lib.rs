@@ -6,7 +6,7 @@
 //! need no token.
 //!
 //! Entry points: [`Ingress::serve`] for listeners, [`Platform`] for what is not gRPC. The pieces behind it
-//! come in as traits: [`evoke_proto::Service`], [`BlobStore`], [`PageData`].
+//! come in as traits: [`evoke_proto::Service`], [`BlobStore`], [`VolumeStore`], [`PageData`].
 
 mod authenticate;
 mod blobs;
@@ -17,6 +17,7 @@ mod pages;
 mod preface;
 mod routes;
 mod sign;
+mod volumes;
 
 pub use authenticate::{Authenticator, WorkspaceToken};
 pub use blobs::{BlobStore, BlobWriter};
@@ -24,3 +25,4 @@ pub use ingress::{Identity, Ingress, Listener};
 pub use pages::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData};
 pub use routes::{HttpBody, HttpRoutes, Platform};
 pub use sign::UrlSigner;
+pub use volumes::VolumeStore;

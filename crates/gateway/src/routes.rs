@@ -1,4 +1,4 @@
-//! What is not gRPC: blobs, pages, the health check.
+//! What is not gRPC: blobs, volumes' files, pages, the health check.
 
 use bytes::Bytes;
 use evoke_core::{Error, ErrorCode, Principal};
@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use crate::blobs::{self, BlobRoute};
 use crate::pages::{self, Page};
-use crate::{BlobStore, PageData, UrlSigner};
+use crate::volumes::{self, Volumes};
+use crate::{BlobStore, PageData, UrlSigner, VolumeStore};
 
 /// The body of an answer.
 pub type HttpBody = UnsyncBoxBody<Bytes, Error>;
@@ -25,12 +26,23 @@ pub trait HttpRoutes: Send + Sync {
 
 /// The routes of the platform itself.
 pub struct Platform {
-    /// Checks addresses and makes those on the pages.
-    pub signer: UrlSigner,
-    /// Holds the blobs.
-    pub blobs: Arc<dyn BlobStore>,
-    /// Knows the apps.
-    pub pages: Arc<dyn PageData>,
+    signer: UrlSigner,
+    blobs: Arc<dyn BlobStore>,
+    volumes: Volumes,
+    pages: Arc<dyn PageData>,
+}
+
+impl Platform {
+    /// The routes over what holds blobs and volumes' files and knows the apps. `signer` checks addresses and
+    /// makes those on the pages.
+    pub fn new(
+        signer: UrlSigner,
+        blobs: Arc<dyn BlobStore>,
+        volumes: Arc<dyn VolumeStore>,
+        pages: Arc<dyn PageData>,
+    ) -> Self {
+        Self { signer, blobs, volumes: Volumes::new(volumes), pages }
+    }
 }
 
 #[async_trait::async_trait]
@@ -43,6 +55,12 @@ impl HttpRoutes for Platform {
         if let Some(route) = blobs::route(request.method(), &path) {
             return match self.signer.check(request.method(), &path, request.uri().query()) {
                 Ok(()) => self.blob(route, request).await.unwrap_or_else(|error| failure(&error)),
+                Err(error) => failure(&error),
+            };
+        }
+        if let Some(route) = volumes::route(request.method(), &path) {
+            return match self.signer.check(request.method(), &path, request.uri().query()) {
+                Ok(()) => self.volumes.serve(route, request).await.unwrap_or_else(|error| failure(&error)),
                 Err(error) => failure(&error),
             };
         }

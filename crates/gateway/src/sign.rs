@@ -49,6 +49,17 @@ impl UrlSigner {
         self.signed(origin, &Method::GET, &format!("/blobs/{blob}"), BLOB_SECONDS)
     }
 
+    /// Where a block of a volume's file is put, by its SHA-256 in hex.
+    pub fn volume_block(&self, origin: &str, hash: &str) -> String {
+        self.signed(origin, &Method::PUT, &format!("/volumes/blocks/{hash}"), BLOB_SECONDS)
+    }
+
+    /// Where `length` bytes from `start` on of a volume's content are read.
+    pub fn volume_content(&self, origin: &str, content: &str, start: u64, length: u64) -> String {
+        let path = format!("/volumes/contents/{content}/{start}/{length}");
+        self.signed(origin, &Method::GET, &path, BLOB_SECONDS)
+    }
+
     /// The page of an app. Whoever has the address sees this app and no other.
     pub fn app(&self, origin: &str, app: AppId) -> String {
         self.signed(origin, &Method::GET, &format!("/apps/{app}"), PAGE_SECONDS)

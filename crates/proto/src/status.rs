@@ -123,6 +123,26 @@ impl From<Error> for Status {
     }
 }
 
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        let code = match status.code {
+            Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidArgument,
+            Code::NotFound => ErrorCode::NotFound,
+            Code::AlreadyExists => ErrorCode::AlreadyExists,
+            Code::PermissionDenied => ErrorCode::PermissionDenied,
+            Code::Unauthenticated => ErrorCode::Unauthenticated,
+            Code::ResourceExhausted => ErrorCode::ResourceExhausted,
+            Code::FailedPrecondition | Code::Aborted => ErrorCode::FailedPrecondition,
+            Code::Unimplemented => ErrorCode::Unimplemented,
+            Code::Unavailable | Code::Cancelled => ErrorCode::Unavailable,
+            Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+            Code::DataLoss => ErrorCode::DataLoss,
+            Code::Ok | Code::Unknown | Code::Internal => ErrorCode::Internal,
+        };
+        Error::new(code, status.message)
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.code, self.message)

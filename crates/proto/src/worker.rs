@@ -2,7 +2,7 @@
 //! one process; on a fleet the same traits are carried over the network.
 
 use bytes::Bytes;
-use evoke_core::{AppId, CallId, Error, FunctionId, InputId, Phase, TaskId, UnixMs};
+use evoke_core::{AppId, CallId, Error, FunctionId, InputId, Phase, TaskId, UnixMs, VolumeId};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -25,6 +25,10 @@ pub struct Assignment {
     pub layers: Vec<LayerRef>,
     /// Folders and files of the machine that it sees read-only.
     pub binds: Vec<HostBind>,
+    /// Folders of the server that it may write to, live: whoever else has them sees it at once.
+    pub shared: Vec<SharedFolder>,
+    /// Volumes that it has.
+    pub volumes: Vec<VolumeMount>,
     /// The program and its arguments.
     pub argv: Vec<String>,
     /// Its environment.
@@ -63,6 +67,80 @@ pub struct HostBind {
     pub source: PathBuf,
     /// The path inside.
     pub target: PathBuf,
+}
+
+/// A folder of the server's own that a container may write to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SharedFolder {
+    /// The path on the machine.
+    pub source: PathBuf,
+    /// The path inside.
+    pub target: PathBuf,
+}
+
+/// A volume in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct VolumeMount {
+    /// Which.
+    pub volume: VolumeId,
+    /// The path inside.
+    pub target: String,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// The folder of the volume that is seen, from its root on; empty for all of it. Made if it is not there.
+    pub sub_path: String,
+    /// What is seen of it first.
+    pub view: VolumeView,
+}
+
+/// One version of a volume as folders on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct VolumeView {
+    /// The version's number.
+    pub version: u64,
+    /// The folders to be laid one over the other, lowest first. Files of the server's own user, with whiteouts.
+    pub trees: Vec<PathBuf>,
+}
+
+/// One change that a container made to a volume. Changes are told in an order in which each finds what it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeChange {
+    /// Where, from the volume's root on.
+    pub path: String,
+    /// Permission bits of what is there now.
+    pub mode: u32,
+    /// When it was last written to.
+    pub mtime: UnixMs,
+    /// What happened.
+    pub kind: VolumeChangeKind,
+}
+
+/// What a container did at a path of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeChangeKind {
+    /// Wrote a file.
+    File {
+        /// The name of its content, which is stored.
+        content: String,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// Made a folder, or changed its permissions.
+    Folder,
+    /// Made a symbolic link.
+    Link {
+        /// Where it points.
+        target: String,
+    },
+    /// Removed what was there, with all that was in it.
+    Remove,
+    /// Removed all that was in this folder before.
+    Empty,
+    /// Moved here what was in another folder.
+    Moved {
+        /// That folder, where it was in the version that the container saw first.
+        from: String,
+    },
 }
 
 /// Whose the files of a layer are inside the container.
@@ -229,6 +307,19 @@ pub trait Control: Service {
     /// Takes output. What it took is durable when it returns.
     async fn append_logs(&self, chunks: Vec<LogChunk>) -> Result<(), Error>;
 
+    /// Merges what a container changed in a volume since version `base` into its newest version, durably; the
+    /// newest version then. `author` says to people what made it.
+    async fn merge_volume(
+        &self,
+        volume: VolumeId,
+        base: u64,
+        changes: Vec<VolumeChange>,
+        author: String,
+    ) -> Result<u64, Error>;
+
+    /// The newest version of a volume, ready to be mounted.
+    async fn volume_view(&self, volume: VolumeId) -> Result<VolumeView, Error>;
+
     /// How far standard output and standard error of a container were taken over, in bytes: where shipping
     /// goes on after a restart.
     async fn log_offsets(&self, task: TaskId) -> (u64, u64);
@@ -245,6 +336,13 @@ pub trait Worker: Send + Sync {
 
     /// The containers that live: after a restart, those that lived on.
     async fn running(&self) -> Vec<TaskId>;
+
+    /// Makes what a container changed in a volume part of its newest version, and shows that to it if none of
+    /// its files is open there.
+    async fn commit_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error>;
+
+    /// The same, but fails where files are open.
+    async fn reload_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error>;
 
     /// Names the input that a container works on, to tag its output by; none where that is not certain.
     fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>);

@@ -29,11 +29,13 @@ mod retention;
 mod schema;
 mod secrets;
 mod settings;
+mod shared_volumes;
 mod sql;
 mod store;
 mod sync;
 mod tokens;
 pub mod vault;
+mod volumes;
 mod write;
 mod writer;
 
@@ -50,8 +52,13 @@ pub use mounts::{MountRow, MountWrite, Mounts};
 pub use retention::RetentionWrite;
 pub use secrets::{SecretRow, SecretWrite, Secrets};
 pub use settings::{SettingWrite, Settings};
+pub use shared_volumes::{SharedVolumeRow, SharedVolumeWrite, SharedVolumes};
 pub use store::{Store, Ticket};
 pub use sync::SYNC_DELAY_MS;
 pub use tokens::{TokenRow, TokenWrite, Tokens};
+pub use volumes::{
+    TREE_LEVELS_MAX, VolumeFile, VolumeFileKind, VolumeRow, VolumeSnapshot, VolumeTree, VolumeVersionRow,
+    VolumeWrite, Volumes,
+};
 pub use write::{Grade, Write};
 pub use writer::{GROUP_BATCHES_MAX, QUEUE_BATCHES_MAX};

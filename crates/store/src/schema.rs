@@ -8,20 +8,23 @@ use std::path::Path;
 const APPLICATION_ID: i32 = 0x4556_4F4B;
 
 /// What makes schema `n` out of schema `n - 1`, at index `n - 1`. Published ones are never edited.
-const MIGRATIONS: &[&[&str]] = &[&[
-    crate::environments::SCHEMA,
-    crate::apps::SCHEMA,
-    crate::functions::SCHEMA,
-    crate::classes::SCHEMA,
-    crate::mounts::SCHEMA,
-    crate::images::SCHEMA,
-    crate::secrets::SCHEMA,
-    crate::blobs::SCHEMA,
-    crate::idempotency::SCHEMA,
-    crate::tokens::SCHEMA,
-    crate::settings::SCHEMA,
-    crate::calls::SCHEMA,
-]];
+const MIGRATIONS: &[&[&str]] = &[
+    &[
+        crate::environments::SCHEMA,
+        crate::apps::SCHEMA,
+        crate::functions::SCHEMA,
+        crate::classes::SCHEMA,
+        crate::mounts::SCHEMA,
+        crate::images::SCHEMA,
+        crate::secrets::SCHEMA,
+        crate::blobs::SCHEMA,
+        crate::idempotency::SCHEMA,
+        crate::tokens::SCHEMA,
+        crate::settings::SCHEMA,
+        crate::calls::SCHEMA,
+    ],
+    &[crate::volumes::SCHEMA, crate::shared_volumes::SCHEMA],
+];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.
 pub(crate) fn migrate(conn: &mut Connection, path: &Path) -> Result<(), StoreError> {

@@ -7,7 +7,8 @@ use crate::writer::{self, QUEUE_BATCHES_SATURATED, Queue, lock};
 use crate::{Db, Grade, StoreError, Write};
 use crate::{
     apps::Apps, blobs::Blobs, classes::Classes, environments::Environments, functions::Functions,
-    images::Images, mounts::Mounts, secrets::Secrets, settings::Settings, tokens::Tokens,
+    images::Images, mounts::Mounts, secrets::Secrets, settings::Settings, shared_volumes::SharedVolumes,
+    tokens::Tokens, volumes::Volumes,
 };
 use rusqlite::Connection;
 use std::fmt;
@@ -198,6 +199,14 @@ impl Store {
     /// Settings.
     pub fn settings(&self) -> Settings<'_> {
         Settings(self)
+    }
+    /// Network file systems.
+    pub fn shared_volumes(&self) -> SharedVolumes<'_> {
+        SharedVolumes(self)
+    }
+    /// Volumes.
+    pub fn volumes(&self) -> Volumes<'_> {
+        Volumes(self)
     }
     /// Tokens.
     pub fn tokens(&self) -> Tokens<'_> {

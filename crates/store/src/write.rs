@@ -13,7 +13,9 @@ use crate::mounts::MountWrite;
 use crate::retention::RetentionWrite;
 use crate::secrets::SecretWrite;
 use crate::settings::SettingWrite;
+use crate::shared_volumes::SharedVolumeWrite;
 use crate::tokens::TokenWrite;
+use crate::volumes::VolumeWrite;
 use rusqlite::Connection;
 
 /// What an acknowledgement promises.
@@ -78,4 +80,8 @@ writes! {
     Token(TokenWrite),
     /// Single values of the server itself.
     Setting(SettingWrite),
+    /// Volumes and their files.
+    Volume(VolumeWrite),
+    /// Network file systems.
+    SharedVolume(SharedVolumeWrite),
 }

@@ -188,6 +188,8 @@ fn assignment(n: u64) -> Assignment {
         generation: 1,
         layers: vec![LayerRef { path: "/layers/base".into(), owner: LayerOwner::Canonical }],
         binds: Vec::new(),
+        shared: Vec::new(),
+        volumes: Vec::new(),
         argv: vec!["program".into()],
         env: Vec::new(),
         cwd: "/".into(),

@@ -5,8 +5,11 @@ use crate::FdKeeper;
 use bytes::Bytes;
 use evoke_core::{
     AppId, CallId, Clock, Error, ErrorCode, FunctionId, InputId, Principal, SeededEntropy, TaskId, UnixMs,
+    VolumeId,
 };
-use evoke_proto::worker::{ContainerIngress, ContainerListener, Control, LogChunk, OutputFd, WorkerEvent};
+use evoke_proto::worker::{
+    ContainerIngress, ContainerListener, Control, LogChunk, OutputFd, VolumeChange, VolumeView, WorkerEvent,
+};
 use evoke_proto::{CallContext, Reply, Service, Status};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -147,6 +150,20 @@ impl Control for FakeControl {
         drop(logs);
         self.note("logs".into());
         Ok(())
+    }
+
+    async fn merge_volume(
+        &self,
+        _: VolumeId,
+        base: u64,
+        _: Vec<VolumeChange>,
+        _: String,
+    ) -> Result<u64, Error> {
+        Ok(base)
+    }
+
+    async fn volume_view(&self, volume: VolumeId) -> Result<VolumeView, Error> {
+        Err(Error::not_found(format!("no volume {volume}")))
     }
 
     async fn log_offsets(&self, task: TaskId) -> (u64, u64) {

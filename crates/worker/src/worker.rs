@@ -9,7 +9,7 @@ use crate::record::Record;
 use crate::registry::{Entry, Refusal, Registry};
 use crate::tasks::{self, TaskKind};
 use crate::usage;
-use evoke_core::{CallId, Clock, Error, ErrorCode, InputId, TaskId};
+use evoke_core::{CallId, Clock, Error, ErrorCode, InputId, TaskId, VolumeId};
 use evoke_proto::worker::{
     Assignment, ContainerIngress, Control, Exit, StopMode, Usage, Worker as WorkerApi, WorkerEvent,
 };
@@ -204,11 +204,23 @@ impl WorkerApi for WorkerHandle {
         self.shared.registry.all().iter().map(|entry| entry.task).collect()
     }
 
+    async fn commit_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error> {
+        Err(not_mounted(task, volume))
+    }
+
+    async fn reload_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error> {
+        Err(not_mounted(task, volume))
+    }
+
     fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>) {
         if let Some(entry) = self.shared.registry.get(task) {
             entry.set_current_input(current);
         }
     }
+}
+
+fn not_mounted(task: TaskId, volume: VolumeId) -> Error {
+    Error::precondition(format!("the container {task} does not have the volume {volume} mounted"))
 }
 
 fn record_of(assignment: &Assignment, now: evoke_core::UnixMs) -> Record {

@@ -110,6 +110,8 @@ fn assignment(n: u64) -> Assignment {
         generation: 1,
         layers: vec![LayerRef { path: "/layers/base".into(), owner: LayerOwner::Canonical }],
         binds: Vec::new(),
+        shared: Vec::new(),
+        volumes: Vec::new(),
         argv: vec!["python".into(), "-m".into(), "program".into()],
         env: vec![("SECRET".into(), "s3cret".into()), ("MODAL_SERVER_URL".into(), "http://wrong".into())],
         cwd: "/root".into(),

@@ -1,6 +1,5 @@
 //! What the local socket tells about the roles.
 
-use super::pages::failed;
 use async_trait::async_trait;
 use evoke_control::Control;
 use evoke_core::Error;
@@ -30,11 +29,11 @@ pub(super) struct OfControl(pub Arc<Control>);
 #[async_trait]
 impl Insight for OfControl {
     async fn counts(&self) -> Result<Counts, Error> {
-        let apps = self.0.app_overviews().await.map_err(failed)?;
+        let apps = self.0.app_overviews().await.map_err(Error::from)?;
         let live = apps.iter().filter(|app| app.stopped.is_none()).count() as u64;
         Ok(Counts { apps: live, containers: apps.iter().map(|app| app.containers).sum() })
     }
     async fn explain(&self, id: &str) -> Result<serde_json::Value, Error> {
-        self.0.explain(id).await.map_err(failed)
+        self.0.explain(id).await.map_err(Error::from)
     }
 }

@@ -26,7 +26,7 @@ use evoke_control::{Control, ControlConfig, Dependencies};
 use evoke_core::{Clock, Error, SystemClock, SystemEntropy};
 use evoke_files::fetch::Fetcher;
 use evoke_files::pypi::{IndexConfig, PackageIndex};
-use evoke_files::{BlobStore, ObjectStore, Trees};
+use evoke_files::{BlobStore, ObjectStore, Trees, VolumeContents, VolumeTrees};
 use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WorkspaceToken};
 use evoke_image::{BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder};
 use evoke_proto::worker::Control as ControlPort;
@@ -86,7 +86,7 @@ impl Roles {
         let signer = UrlSigner::new(&key, clock.clone());
         let machine = machine::look(&launch.config)?;
         let rooms = rooms(&data, &launch, runtime.clone(), &signer, clock.clone()).await?;
-        let (store, blobs) = (rooms.store.clone(), rooms.blobs.clone());
+        let (store, blobs, contents) = (rooms.store.clone(), rooms.blobs.clone(), rooms.contents.clone());
         let config =
             ControlConfig { builder_version: BUILDER_VERSION.to_owned(), machine: machine.has.clone() };
         let control = Control::start(config, rooms);
@@ -94,11 +94,12 @@ impl Roles {
 
         let ingress = Ingress {
             service: control.clone(),
-            http: Arc::new(Platform {
+            http: Arc::new(Platform::new(
                 signer,
-                blobs: Arc::new(payloads::Payloads(blobs)),
-                pages: Arc::new(pages::Pages(control.clone())),
-            }),
+                Arc::new(payloads::Payloads(blobs)),
+                Arc::new(payloads::VolumeFiles(contents.clone())),
+                Arc::new(pages::Pages(control.clone())),
+            )),
             authenticator: Arc::new(WorkspaceToken::new(token.token_id, token.token_secret)),
         };
         let (uid, gid) = own_ids();
@@ -170,6 +171,7 @@ async fn rooms(
     let (uid, gid) = own_ids();
     let layers = inside("layers");
     let objects = ObjectStore::open(&inside("objects"), clock.clone())?;
+    let contents = VolumeContents::open(&inside("volumes"), objects.clone())?;
     let steps = Arc::new(RuntimeBuilder::new(runtime, uid, gid, layers.clone()));
     steps.sweep().await.context("removing what builds of an earlier server left")?;
     let fetcher = Fetcher::from_host(&launch.host_env).map_err(Error::from)?;
@@ -199,6 +201,8 @@ async fn rooms(
         vault: Vault::open(&inside("key")).context("opening the key of secrets")?,
         trees: Trees::open(&inside("mounts"), objects.clone())?,
         objects,
+        volume_trees: VolumeTrees::open(&inside("volumes/trees"), contents.clone())?,
+        contents,
         blobs: BlobStore::open(&inside("blobs"), clock.clone())?,
         builder: Arc::new(images::Images::new(builder, contexts, layers, bytecode.clone())),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),

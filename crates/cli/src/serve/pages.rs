@@ -2,9 +2,8 @@
 
 use async_trait::async_trait;
 use evoke_control::{AppOverview, CallOverview, Control, TaskOverview};
-use evoke_core::{AppId, Error, ErrorCode, FunctionId, UnixMs};
+use evoke_core::{AppId, Error, FunctionId, UnixMs};
 use evoke_gateway::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData};
-use evoke_proto::{Code, Status};
 use evoke_store::logs::LogEntry;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,32 +19,33 @@ pub(super) struct Pages(pub Arc<Control>);
 #[async_trait]
 impl PageData for Pages {
     async fn apps(&self) -> Result<Vec<AppRow>, Error> {
-        Ok(self.0.app_overviews().await.map_err(failed)?.into_iter().map(app_row).collect())
+        Ok(self.0.app_overviews().await.map_err(Error::from)?.into_iter().map(app_row).collect())
     }
 
     async fn app(&self, id: AppId) -> Result<AppPage, Error> {
-        let app = app_row(self.0.app_overview(id).await.map_err(failed)?);
-        let calls = self.0.call_overviews(id).await.map_err(failed)?;
+        let app = app_row(self.0.app_overview(id).await.map_err(Error::from)?);
+        let calls = self.0.call_overviews(id).await.map_err(Error::from)?;
         // How calls ended, by function: what the calls on the page say.
         let mut ended: HashMap<FunctionId, (u64, u64)> = HashMap::new();
         for call in &calls {
             let of = ended.entry(call.function).or_default();
             *of = (of.0 + call.succeeded, of.1 + call.failed);
         }
-        let functions = self.0.function_overviews(id).await.map_err(failed)?.into_iter().map(|function| {
-            let (succeeded, failed) = ended.get(&function.id).copied().unwrap_or_default();
-            FunctionRow {
-                id: function.id,
-                name: function.name,
-                containers: function.containers,
-                queued: function.queued,
-                running: function.running,
-                succeeded,
-                failed,
-            }
-        });
-        let containers = self.0.task_overviews(id).await.map_err(failed)?;
-        let logs = self.0.log_tail(id, LOG_ENTRIES).await.map_err(failed)?;
+        let functions =
+            self.0.function_overviews(id).await.map_err(Error::from)?.into_iter().map(|function| {
+                let (succeeded, failed) = ended.get(&function.id).copied().unwrap_or_default();
+                FunctionRow {
+                    id: function.id,
+                    name: function.name,
+                    containers: function.containers,
+                    queued: function.queued,
+                    running: function.running,
+                    succeeded,
+                    failed,
+                }
+            });
+        let containers = self.0.task_overviews(id).await.map_err(Error::from)?;
+        let logs = self.0.log_tail(id, LOG_ENTRIES).await.map_err(Error::from)?;
         Ok(AppPage {
             app,
             functions: functions.collect(),
@@ -101,17 +101,4 @@ fn log_lines(entry: &LogEntry) -> Vec<LogLine> {
         text: text.to_owned(),
     };
     text.lines().map(line).collect()
-}
-
-/// A refusal of control's as the pages and the local socket tell it.
-pub(super) fn failed(status: Status) -> Error {
-    let code = match status.code {
-        Code::NotFound => ErrorCode::NotFound,
-        Code::InvalidArgument => ErrorCode::InvalidArgument,
-        Code::Unavailable => ErrorCode::Unavailable,
-        Code::ResourceExhausted => ErrorCode::ResourceExhausted,
-        Code::FailedPrecondition => ErrorCode::FailedPrecondition,
-        _ => ErrorCode::Internal,
-    };
-    Error::new(code, status.message)
 }

@@ -1,7 +1,7 @@
-//! The payload store as the gateway writes to it and reads from it.
+//! The stores of payloads and of volumes' files as the gateway writes to them and reads from them.
 
 use evoke_core::{BlobId, Error};
-use evoke_files::{BlobStore, PartWriter};
+use evoke_files::{BlobStore, ContentHash, ParseHashError, PartWriter, VolumeContent, VolumeContents};
 use evoke_gateway::BlobWriter;
 use std::fs::File;
 
@@ -28,5 +28,20 @@ impl BlobWriter for Part {
     }
     fn finish(self: Box<Self>) -> Result<String, Error> {
         Ok(self.0.finish()?.to_hex())
+    }
+}
+
+/// The store of volumes' files.
+pub(super) struct VolumeFiles(pub VolumeContents);
+
+impl evoke_gateway::VolumeStore for VolumeFiles {
+    fn put_block(&self, hash: &str, bytes: &[u8]) -> Result<(), Error> {
+        let hash: ContentHash = hash.parse().map_err(|e: ParseHashError| Error::invalid(e.to_string()))?;
+        Ok(self.0.put_block(hash, bytes)?)
+    }
+    fn open(&self, content: &str) -> Result<(File, u64), Error> {
+        let content: VolumeContent =
+            content.parse().map_err(|_| Error::not_found("There is no such content"))?;
+        Ok(self.0.open_content(content)?)
     }
 }

@@ -2,6 +2,7 @@
 
 use evoke_control::ports::Urls;
 use evoke_core::{AppId, BlobId};
+use evoke_files::{ContentHash, VolumeContent};
 use evoke_gateway::UrlSigner;
 
 /// The gateway's signed addresses.
@@ -22,5 +23,11 @@ impl Urls for Signed {
     }
     fn blob_get(&self, origin: &str, blob: BlobId) -> String {
         self.0.blob_get(origin, blob)
+    }
+    fn volume_block(&self, origin: &str, block: ContentHash) -> String {
+        self.0.volume_block(origin, &block.to_hex())
+    }
+    fn volume_content(&self, origin: &str, content: VolumeContent, start: u64, length: u64) -> String {
+        self.0.volume_content(origin, &content.to_string(), start, length)
     }
 }

@@ -2,7 +2,7 @@
 //! server instead of failing, so that no call is failed by a restart.
 
 use async_trait::async_trait;
-use evoke_core::{CallId, Error, InputId, TaskId};
+use evoke_core::{CallId, Error, InputId, TaskId, VolumeId};
 use evoke_proto::worker::{Assignment, StopMode, Worker};
 use evoke_worker::WorkerHandle;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +38,12 @@ impl Worker for WorkerGate {
     }
     async fn running(&self) -> Vec<TaskId> {
         self.worker.running().await
+    }
+    async fn commit_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error> {
+        self.worker.commit_volume(task, volume).await
+    }
+    async fn reload_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error> {
+        self.worker.reload_volume(task, volume).await
     }
     fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>) {
         self.worker.set_current_input(task, current);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use evoke_core::{AppId, BlobId, Error, Result, SystemClock, UnixMs};
 use evoke_gateway::{
     AppPage, AppRow, BlobStore, BlobWriter, Identity, Ingress, Listener, PageData, Platform, UrlSigner,
-    WorkspaceToken,
+    VolumeStore, WorkspaceToken,
 };
 use evoke_proto::{CallContext, Dispatcher, Status, api};
 use futures::{Stream, StreamExt};
@@ -40,7 +40,7 @@ impl Gateway {
         let blobs = Arc::new(Blobs { folder: folder.path().to_owned(), parts: Mutex::default() });
         let ingress = Ingress {
             service: Arc::new(dispatcher(signer.clone())),
-            http: Arc::new(Platform { signer: signer.clone(), blobs, pages: Arc::new(Pages) }),
+            http: Arc::new(Platform::new(signer.clone(), blobs, Arc::new(NoVolumes), Arc::new(Pages))),
             authenticator: Arc::new(WorkspaceToken::new(TOKEN.0, TOKEN.1)),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -228,6 +228,17 @@ impl BlobStore for Blobs {
         let file = File::open(self.path(blob)).map_err(|_| Error::not_found("no such blob"))?;
         let length = file.metadata().unwrap().len();
         Ok((file, length))
+    }
+}
+
+struct NoVolumes;
+
+impl VolumeStore for NoVolumes {
+    fn put_block(&self, hash: &str, _bytes: &[u8]) -> Result<()> {
+        Err(Error::invalid(format!("no room for {hash}")))
+    }
+    fn open(&self, content: &str) -> Result<(File, u64)> {
+        Err(Error::not_found(format!("no {content}")))
     }
 }
 

@@ -4,8 +4,8 @@
 use super::super::spool::{Spool, spool_path};
 use super::*;
 use crate::testing::{TestClock, ids};
-use evoke_core::{Entropy, Error, SeededEntropy};
-use evoke_proto::worker::WorkerEvent;
+use evoke_core::{Entropy, Error, SeededEntropy, VolumeId};
+use evoke_proto::worker::{VolumeChange, VolumeView, WorkerEvent};
 use evoke_proto::{CallContext, Reply, Service, Status};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -71,6 +71,20 @@ impl Control for FileControl {
         self.file.lock().unwrap().write_all(&bytes).unwrap();
         Ok(())
     }
+    async fn merge_volume(
+        &self,
+        _: VolumeId,
+        base: u64,
+        _: Vec<VolumeChange>,
+        _: String,
+    ) -> Result<u64, Error> {
+        Ok(base)
+    }
+
+    async fn volume_view(&self, volume: VolumeId) -> Result<VolumeView, Error> {
+        Err(Error::not_found(format!("no volume {volume}")))
+    }
+
     async fn log_offsets(&self, _: TaskId) -> (u64, u64) {
         (0, 0)
     }

@@ -1,0 +1,122 @@
+//! Contents larger than a block: `<first two>/<hash>` is the file, `<hash>.blocks` the list that it is named
+//! by, `<hash>.<octal>` the same file with other permission bits (which hard links share).
+
+use super::contents::VOLUME_BLOCK_BYTES;
+use crate::{ContentHash, IoFailure, ObjectError, durable::sync_folder, io_failure::IoContext, objects};
+use sha2::{Digest, Sha256};
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Read},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+/// The large contents. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Large {
+    root: PathBuf,
+}
+
+impl Large {
+    pub(super) fn open(root: &Path) -> Result<Self, IoFailure> {
+        fs::create_dir_all(root).during("create", root)?;
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// The name of what these blocks make.
+    pub(super) fn key(blocks: &[ContentHash], size: u64) -> ContentHash {
+        let mut hasher = Sha256::new();
+        hasher.update(b"evoke blocks of 8 MiB\n");
+        hasher.update(size.to_le_bytes());
+        blocks.iter().for_each(|block| hasher.update(block.0));
+        ContentHash(hasher.finalize().into())
+    }
+
+    /// The hashes of a file's blocks, each without the zeros at its end.
+    pub(super) fn blocks_of_file(file: &mut File) -> io::Result<Vec<ContentHash>> {
+        let mut blocks = Vec::new();
+        let mut buffer = Vec::new();
+        loop {
+            buffer.clear();
+            file.by_ref().take(VOLUME_BLOCK_BYTES).read_to_end(&mut buffer)?;
+            if buffer.is_empty() {
+                return Ok(blocks);
+            }
+            blocks.push(ContentHash::of(stripped(&buffer)));
+        }
+    }
+
+    pub(super) fn exists(&self, key: ContentHash) -> bool {
+        self.path(key, "").exists()
+    }
+
+    /// Gives the complete file at `temporary` its name, after it and its list are on stable storage.
+    pub(super) fn adopt(
+        &self,
+        key: ContentHash,
+        temporary: &Path,
+        file: &File,
+        blocks: &[ContentHash],
+    ) -> Result<(), ObjectError> {
+        let path = self.path(key, "");
+        if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
+            fs::create_dir_all(folder).during("create", folder)?;
+            sync_folder(&self.root)?;
+        }
+        let list: Vec<u8> = blocks.iter().flat_map(|block| block.0).collect();
+        let noted = self.path(key, ".blocks");
+        fs::write(&noted, list).during("write", &noted)?;
+        file.set_permissions(Permissions::from_mode(objects::PLAIN_MODE))
+            .during("set the mode of", temporary)?;
+        file.sync_all().during("sync", temporary)?;
+        fs::rename(temporary, &path).during("rename to", &path)?;
+        Ok(sync_folder(path.parent().unwrap_or(&self.root))?)
+    }
+
+    /// The list that a content is named by.
+    pub(super) fn blocks(&self, key: ContentHash) -> io::Result<Vec<ContentHash>> {
+        let list = fs::read(self.path(key, ".blocks"))?;
+        let hashes = list.chunks_exact(32).filter_map(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        Ok(hashes.map(ContentHash).collect())
+    }
+
+    pub(super) fn open_content(&self, key: ContentHash) -> Result<File, ObjectError> {
+        let path = self.path(key, "");
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ObjectError::Missing(key)),
+            opened => Ok(opened.during("open", &path)?),
+        }
+    }
+
+    /// The path of a content with these permission bits, made as a copy where it is not there yet.
+    pub(super) fn with_mode(
+        &self,
+        key: ContentHash,
+        mode: u32,
+        temporary: &Path,
+    ) -> Result<PathBuf, ObjectError> {
+        if mode == objects::PLAIN_MODE {
+            return Ok(self.path(key, ""));
+        }
+        let path = self.path(key, &format!(".{mode:o}"));
+        if !path.exists() {
+            let source = self.open_content(key)?;
+            let target = File::create_new(temporary).during("create", temporary)?;
+            objects::copy_content(&source, &target).during("copy to", temporary)?;
+            target.set_permissions(Permissions::from_mode(mode)).during("set the mode of", temporary)?;
+            target.sync_all().during("sync", temporary)?;
+            fs::rename(temporary, &path).during("rename to", &path)?;
+        }
+        Ok(path)
+    }
+
+    fn path(&self, key: ContentHash, suffix: &str) -> PathBuf {
+        let hex = key.to_hex();
+        self.root.join(&hex[..2]).join(format!("{}{suffix}", &hex[2..]))
+    }
+}
+
+fn stripped(block: &[u8]) -> &[u8] {
+    let end = block.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    &block[..end]
+}
