@@ -5,6 +5,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from support.client import Client
+from support.waits import wait_until
 
 CLIENT_VERBS = """
 import io
@@ -104,3 +105,127 @@ def test_the_command_line_manages_volumes(client: Client, tmp_path: Path) -> Non
     client.modal("volume", "delete", "-y", f"{name}-b").ok()
     gone = client.modal("volume", "ls", f"{name}-b")
     assert gone.code != 0 and f"no volume '{name}-b'" in gone.flat
+
+
+MOUNTED = """
+import subprocess
+
+app = modal.App("volumes")
+vol = modal.Volume.from_name(os.environ.get("E2E_VOLUME", "none"), create_if_missing=True)
+
+def tree(folder):
+    found = []
+    for at, folders, files in os.walk(folder):
+        found += [os.path.relpath(os.path.join(at, name), folder) for name in folders + files]
+    return sorted(found)
+
+@app.function(volumes={"/data": vol})
+def write():
+    os.makedirs("/data/d/e")
+    with open("/data/d/e/f", "w") as file:
+        file.write("one")
+    os.chmod("/data/d/e/f", 0o755)
+    os.symlink("d/e", "/data/l")
+    vol.commit()
+    before = open("/data/l/f").read()
+    os.rename("/data/d/e", "/data/moved")
+    os.remove("/data/l")
+    vol.commit()
+    return {"owner": os.stat("/data").st_uid, "before": before, "after": tree("/data")}
+
+@app.function(volumes={"/data": vol})
+def busy():
+    with open("/data/open", "w") as file:
+        file.write("first")
+        file.flush()
+        vol.commit()
+        refused = attempt(vol.reload)
+        file.write(" second")
+    vol.reload()
+    return refused, open("/data/open").read()
+
+@app.function(volumes={"/data": vol})
+def leaves_it():
+    with open("/data/uncommitted", "w") as file:
+        file.write("left at the end")
+
+@app.function(volumes={"/data": vol}, timeout=60)
+def killed():
+    with open("/data/killed", "w") as file:
+        file.write("written before the end")
+    os.kill(os.getpid(), 9)
+
+@app.function(volumes={"/ro": vol.with_mount_options(read_only=True)})
+def read_only():
+    return tree("/ro"), attempt(open, "/ro/x", "w")
+
+@app.function(volumes={"/sub": vol.with_mount_options(sub_path="new/sub")})
+def sub_path():
+    before = tree("/sub")
+    open("/sub/inside", "w").close()
+    return before
+
+@app.function(volumes={"/etc": vol})
+def on_files():
+    return "never"
+
+@app.cls(volumes={"/data": vol}, max_containers=1)
+class Watcher:
+    @modal.method()
+    def look(self):
+        return tree("/data")
+    @modal.method()
+    def reload(self):
+        vol.reload()
+        return tree("/data")
+
+@app.local_entrypoint()
+def main():
+    watcher = Watcher()
+    report("watched", watcher.look.remote())
+    report("write", write.remote())
+    report("as it was", watcher.look.remote())
+    report("reloaded", watcher.reload.remote())
+    with vol.batch_upload() as batch:
+        batch.put_file(__file__, "from-outside")
+    vol.remove_file("d", recursive=True)
+    report("outside", watcher.reload.remote())
+    report("busy", busy.remote())
+    leaves_it.remote()
+    attempt(killed.remote)
+    sub_path.remote()
+    report("refused", attempt(on_files.remote))
+
+@app.local_entrypoint()
+def later():
+    report("read only", read_only.remote())
+    report("content", b"".join(vol.read_file("uncommitted")).decode())
+"""
+
+
+def test_containers_see_change_commit_and_reload(client: Client) -> None:
+    name = f"e2e-{token_hex(4)}"
+    path = str(client.write("mounted.py", MOUNTED))
+    env = {"E2E_VOLUME": name}
+    run = client.modal("run", f"{path}::main", env=env).ok()
+    assert run["watched"] == []
+    assert run["write"] == {"owner": 0, "before": "one", "after": ["d", "moved", "moved/f"]}
+    assert run["as it was"] == []
+    assert run["reloaded"] == ["d", "moved", "moved/f"]
+    assert run["outside"] == ["from-outside", "moved", "moved/f"]
+    refused, content = run["busy"]
+    assert "open files" in refused["error"] and "path open is open" in refused["error"]
+    assert content == "first second"
+    # Where the base is this machine's own, its files are mounts themselves.
+    assert any(text in run["refused"]["error"] for text in ("non-empty path", "inside another mount"))
+    # What containers leave is committed as they end, which is by now or soon.
+    wanted = {"uncommitted", "killed", "new/sub/inside", "open", "from-outside"}
+
+    def all_there() -> bool:
+        listed = client.modal("run", f"{path}::later", env=env).ok()
+        files, denied = listed["read only"]
+        assert "Read-only" in denied["error"]
+        return wanted <= set(files) and listed["content"] == "left at the end"
+
+    wait_until(all_there, "what the containers left is in the volume", 60)
+    client.modal("volume", "delete", "-y", name).ok()

@@ -29,9 +29,12 @@ mod step;
 pub mod tree;
 mod unpack;
 mod users;
+mod volumes;
 pub mod wire;
 
 pub use serve::run;
 
+/// Where volumes are mounted in a container, each under its id. Programs and the official client know the path.
+pub const VOLUMES_FOLDER: &str = "/__modal/volumes";
 /// The number of the control socket's descriptor when the guest is executed.
 pub const CONTROL_FD: i32 = 3;

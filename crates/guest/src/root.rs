@@ -7,6 +7,7 @@
 use crate::mounts::{attach, attach_dir, clone_at, file_target, new_mount, set_read_only};
 use crate::step::{Step, StepError, invalid};
 use crate::tree;
+use crate::volumes::attach_volume;
 use crate::wire::Setup;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
@@ -49,12 +50,13 @@ pub(crate) struct SetupFds {
     dev: OwnedFd,
     sysfs: Option<OwnedFd>,
     binds: Vec<OwnedFd>,
+    volumes: Vec<OwnedFd>,
 }
 
 impl SetupFds {
     /// Sorts the descriptors of a setup message.
     pub(crate) fn sort(setup: &Setup, fds: Vec<OwnedFd>) -> Result<Self, StepError> {
-        let wanted = 2 + usize::from(setup.sysfs) + setup.binds.len();
+        let wanted = 2 + usize::from(setup.sysfs) + setup.binds.len() + setup.volumes.len();
         if fds.len() != wanted {
             let found = format!("{} descriptors instead of {wanted}", fds.len());
             return Err(invalid(found)).step("reading the orders");
@@ -64,7 +66,8 @@ impl SetupFds {
         let root = next().step("reading the orders")?;
         let dev = next().step("reading the orders")?;
         let sysfs = if setup.sysfs { Some(next().step("reading the orders")?) } else { None };
-        Ok(Self { root, dev, sysfs, binds: fds.collect() })
+        let binds = fds.by_ref().take(setup.binds.len()).collect();
+        Ok(Self { root, dev, sysfs, binds, volumes: fds.collect() })
     }
 }
 
@@ -93,6 +96,9 @@ pub(crate) fn assemble(setup: &Setup, fds: SetupFds) -> Result<(), StepError> {
         };
         let target = target.step(format!("making {}", bind.target))?;
         attach(mount.as_fd(), target.as_fd()).step(format!("binding {}", bind.target))?;
+    }
+    for (volume, mount) in setup.volumes.iter().zip(&fds.volumes) {
+        attach_volume(root, volume, mount.as_fd())?;
     }
     supply_files(setup, root)?;
     mask(root)?;

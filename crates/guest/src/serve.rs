@@ -214,6 +214,7 @@ impl Init {
         let result = match request {
             Request::Spawn(spawn) => self.spawn(&spawn, packet.fds),
             Request::Signal { proc, signal, group } => self.signal(proc, signal, group),
+            Request::ReplaceVolume { volume } => replace_volume(&volume, &packet.fds),
             Request::Status => Ok(Reply::Status { processes: self.processes.values().cloned().collect() }),
             Request::Shutdown { grace_ms } => {
                 self.end(Duration::from_millis(grace_ms));
@@ -299,6 +300,19 @@ impl Init {
             };
             self.processes.remove(&proc);
         }
+    }
+}
+
+fn replace_volume(volume: &str, fds: &[OwnedFd]) -> Result<Reply, String> {
+    let plain = !volume.is_empty() && volume.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let [mount] = fds else { return Err("a volume needs one descriptor".to_owned()) };
+    if !plain {
+        return Err("not a volume's id".to_owned());
+    }
+    match crate::volumes::replace(volume, mount.as_fd()) {
+        Ok(true) => Ok(Reply::Done),
+        Ok(false) => Ok(Reply::VolumeBusy),
+        Err(error) => Err(format!("showing the volume {volume} anew: {error}")),
     }
 }
 

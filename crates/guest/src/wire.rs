@@ -12,7 +12,8 @@ pub type ProcId = u64;
 /// To the guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToGuest {
-    /// The first message to a container's PID 1. Descriptors: root, `/dev`, sysfs if `sysfs`, one per bind.
+    /// The first message to a container's PID 1. Descriptors: root, `/dev`, sysfs if `sysfs`, one per bind, one
+    /// per volume.
     Setup(Box<Setup>),
     /// The first and only message to a one-shot guest that unpacks an archive. Descriptors: the tree, the archive.
     Unpack,
@@ -36,6 +37,9 @@ pub struct Setup {
     pub cgroup2: bool,
     /// Where the binds' descriptors go, in order.
     pub binds: Vec<BindTarget>,
+    /// Where the volumes' descriptors go, in order.
+    #[serde(default)]
+    pub volumes: Vec<VolumeTarget>,
     /// Files that the machine supplies: absolute path in the root and content (`/etc/hosts` and its like).
     pub files: Vec<(String, String)>,
     /// What to listen on before any program runs.
@@ -53,6 +57,15 @@ pub struct BindTarget {
     pub target: String,
     /// Whether the source is a directory (else a file).
     pub directory: bool,
+}
+
+/// Where one volume appears: mounted below [`crate::VOLUMES_FOLDER`], with a symbolic link that leads there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeTarget {
+    /// The volume's id, the name of its folder.
+    pub volume: String,
+    /// Absolute path of the link in the root. An empty directory gives way to it.
+    pub target: String,
 }
 
 /// One listening socket of a container.
@@ -86,6 +99,11 @@ pub enum Request {
     },
     /// What runs, and how what ended did.
     Status,
+    /// Show another state of a volume, unless something of it is open. Descriptor: the new mount.
+    ReplaceVolume {
+        /// The volume's id.
+        volume: String,
+    },
     /// Stop everything: SIGINT now, SIGKILL after `grace_ms`, then exit.
     Shutdown {
         /// Milliseconds between the two.
@@ -170,6 +188,8 @@ pub enum FromGuest {
 pub enum Reply {
     /// Nothing to tell.
     Done,
+    /// Something of the volume is open; nothing was done.
+    VolumeBusy,
     /// The program was executed.
     Spawned {
         /// Its number.

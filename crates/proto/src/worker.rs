@@ -120,10 +120,8 @@ pub struct VolumeChange {
 pub enum VolumeChangeKind {
     /// Wrote a file.
     File {
-        /// The name of its content, which is stored.
-        content: String,
-        /// Its length in bytes.
-        size: u64,
+        /// A finished copy of it, which is taken away.
+        staged: PathBuf,
     },
     /// Made a folder, or changed its permissions.
     Folder,

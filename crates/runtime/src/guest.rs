@@ -164,6 +164,16 @@ impl Guest {
         }
     }
 
+    /// Shows another state of a volume. `false` where something of it is open: then nothing was done.
+    pub async fn replace_volume(&self, volume: &str, mount: BorrowedFd<'_>) -> Result<bool, GuestError> {
+        let request = Request::ReplaceVolume { volume: volume.to_owned() };
+        match self.ask(request, &[mount]).await? {
+            Reply::Done => Ok(true),
+            Reply::VolumeBusy => Ok(false),
+            other => Err(GuestError::Refused(format!("unexpected answer {other:?}"))),
+        }
+    }
+
     /// Ends the container: SIGINT to its programs now, SIGKILL after `grace`. Returns at once; the pidfd
     /// tells when it is over.
     pub async fn shutdown(&self, grace: Duration) -> Result<(), GuestError> {

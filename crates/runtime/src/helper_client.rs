@@ -2,10 +2,10 @@
 
 use crate::fds::{AsyncSocket, Packet};
 use crate::helper::request::{Answer, Asked, Reply, Request};
+use crate::{Collected, Started, Usage, Volume};
 use crate::{
     ContainerSpec, Ended, Finding, Layer, LayerStats, Runtime, RuntimeError, StartError, StartTimings,
 };
-use crate::{Started, Usage};
 use async_trait::async_trait;
 use evoke_guest::wire::FromGuest;
 use std::collections::HashMap;
@@ -199,6 +199,39 @@ impl Runtime for HelperRuntime {
         let request = Request::UnpackLayer { layer: layer.to_owned(), lower: lower.to_vec() };
         match self.ask(request, &[archive.as_fd()], LONG_TIMEOUT).await?.0 {
             Reply::Layer(stats) => Ok(stats),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn mount_volume(&self, id: &str, volume: Volume) -> Result<OwnedFd, RuntimeError> {
+        let request = Request::MountVolume { id: id.to_owned(), volume: Box::new(volume) };
+        let (reply, mut fds) = self.ask(request, &[], SHORT_TIMEOUT).await?;
+        match (&reply, fds.pop()) {
+            (Reply::Done, Some(mount)) => Ok(mount),
+            _ => Err(unexpected(&reply)),
+        }
+    }
+
+    async fn collect_volume(
+        &self,
+        id: &str,
+        (volume, slot): (&str, u32),
+        known: OwnedFd,
+        listing: OwnedFd,
+        staging: OwnedFd,
+    ) -> Result<Collected, RuntimeError> {
+        let request = Request::CollectVolume { id: id.to_owned(), volume: volume.to_owned(), slot };
+        let fds = [known.as_fd(), listing.as_fd(), staging.as_fd()];
+        match self.ask(request, &fds, LONG_TIMEOUT).await?.0 {
+            Reply::Collected(collected) => Ok(collected),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn drop_volume(&self, id: &str, volume: &str, slot: u32) -> Result<(), RuntimeError> {
+        let request = Request::DropVolume { id: id.to_owned(), volume: volume.to_owned(), slot };
+        match self.ask(request, &[], SHORT_TIMEOUT).await?.0 {
+            Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

@@ -19,6 +19,7 @@ mod helper_client;
 pub mod memory;
 mod runtime;
 mod spec;
+mod volume_entry;
 
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -29,11 +30,14 @@ pub use helper_client::HelperRuntime;
 pub use runtime::{
     Ended, Finding, FindingState, LayerStats, Runtime, RuntimeError, StartError, StartTimings, Started, Usage,
 };
-pub use spec::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner};
+pub use spec::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, Volume};
+pub use volume_entry::{Collected, VolumeEntry, VolumeEntryKind};
 
 /// Layers of one container at most.
 pub const LAYERS_MAX: usize = 64;
 /// Binds of one container at most.
 pub const BINDS_MAX: usize = 32;
+/// Volumes of one container at most.
+pub const VOLUMES_MAX: usize = 32;
 /// Listeners of one container at most.
 pub const LISTENERS_MAX: usize = 8;

@@ -38,6 +38,33 @@ pub trait Runtime: Send + Sync {
         archive: OwnedFd,
     ) -> Result<LayerStats, RuntimeError>;
 
+    /// Makes one more state of a volume for a container that lives, to be shown by
+    /// [`crate::Guest::replace_volume`].
+    async fn mount_volume(&self, id: &str, volume: crate::Volume) -> Result<OwnedFd, RuntimeError> {
+        let _ = volume;
+        Err(RuntimeError::Refused(format!("volumes in container {id}")))
+    }
+
+    /// Lists what a container wrote to a place of a volume into `listing` (lines of [`crate::VolumeEntry`]), and
+    /// copies into the directory `staging` what is not in `known`, an earlier such list, as it is.
+    async fn collect_volume(
+        &self,
+        id: &str,
+        (volume, slot): (&str, u32),
+        known: OwnedFd,
+        listing: OwnedFd,
+        staging: OwnedFd,
+    ) -> Result<crate::Collected, RuntimeError> {
+        let _ = (volume, slot, known, listing, staging);
+        Err(RuntimeError::Refused(format!("volumes in container {id}")))
+    }
+
+    /// Removes what a container wrote to a place of a volume that is shown no more; absent is fine.
+    async fn drop_volume(&self, id: &str, volume: &str, slot: u32) -> Result<(), RuntimeError> {
+        let _ = (volume, slot);
+        Err(RuntimeError::Refused(format!("volumes in container {id}")))
+    }
+
     /// Removes a tree below `layers/` or `containers/` of the data folder; absent is fine.
     async fn remove_tree(&self, path: &Path) -> Result<(), RuntimeError>;
 

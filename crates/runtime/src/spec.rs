@@ -18,6 +18,8 @@ pub struct ContainerSpec {
     pub layers: Vec<Layer>,
     /// What else is bound into the root; at most [`crate::BINDS_MAX`].
     pub binds: Vec<Bind>,
+    /// The volumes in it; at most [`crate::VOLUMES_MAX`].
+    pub volumes: Vec<Volume>,
     /// What it can reach.
     pub network: Network,
     /// What it may use.
@@ -41,6 +43,7 @@ impl ContainerSpec {
             id,
             layers,
             binds: Vec::new(),
+            volumes: Vec::new(),
             network: Network::Bridged,
             limits: Limits::default(),
             listeners: Vec::new(),
@@ -86,6 +89,24 @@ pub struct Bind {
     pub read_only: bool,
     /// Whose files it holds.
     pub owner: Owner,
+}
+
+/// One state of a volume in a container: read-only trees one over the other, and above them what the container
+/// writes, in a place of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The volume's id: letters and digits with one dash.
+    pub id: String,
+    /// Which of the container's places for this volume takes what it writes; a number is used once.
+    pub slot: u32,
+    /// The absolute path in the container.
+    pub target: String,
+    /// Whether it can't be written.
+    pub read_only: bool,
+    /// The directory of the volume that is seen, relative to its root; all of it if empty. Made if missing.
+    pub sub_path: String,
+    /// The trees, bottom first; 1 to [`crate::LAYERS_MAX`].
+    pub trees: Vec<Layer>,
 }
 
 /// What a container can reach.

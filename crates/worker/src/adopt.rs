@@ -11,6 +11,7 @@ use crate::record::Record;
 use crate::registry::Entry;
 use crate::tasks::{self, TaskKind};
 use crate::usage;
+use crate::volumes::Volumes;
 use crate::worker::Shared;
 use evoke_core::{Error, ErrorCode, TaskId};
 use evoke_proto::worker::{OutputFd, Usage, WorkerEvent};
@@ -89,6 +90,10 @@ pub(crate) async fn sweep(shared: &Arc<Shared>) -> Result<(), Error> {
     let ids = shared.deps.runtime.list().await?;
     let strangers = ids.into_iter().filter(|id| !is_driven(shared, id));
     let removals = strangers.map(|id| async move {
+        let known = id.parse().ok().and_then(|task| Record::load(&shared.config.task_folder(task)).ok());
+        if let Some(volumes) = known.and_then(|record| Volumes::of(shared, &record, None)) {
+            volumes.commit_all().await;
+        }
         let ended = remove(shared, &id).await;
         (id, ended.unwrap_or_default())
     });

@@ -276,8 +276,20 @@ impl Container {
             live.close();
         }
         self.assignment = None;
+        let writes = self.record.volumes.iter().any(|volume| !volume.read_only);
+        let init = self.live.as_mut().filter(|_| writes).map(Live::end_init);
+        let volumes = self.entry.take_volumes().filter(|_| init.is_some());
         let (shared, task) = (self.shared.clone(), self.entry.task);
-        Box::pin(async move { Outcome::of(remove(&shared, &task.to_string()).await, Outcome::Removed) })
+        Box::pin(async move {
+            if let Some(init) = init {
+                // If it does not end, what it wrote so far is committed all the same.
+                let _ = init.await;
+            }
+            if let Some(volumes) = volumes {
+                volumes.commit_all().await;
+            }
+            Outcome::of(remove(&shared, &task.to_string()).await, Outcome::Removed)
+        })
     }
 
     fn finish(&mut self) -> BoxFuture<'static, Outcome> {

@@ -28,6 +28,7 @@ mod tasks;
 #[cfg(test)]
 mod testing;
 mod usage;
+mod volumes;
 mod worker;
 
 pub use config::{CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};

@@ -7,6 +7,7 @@ use crate::prepare;
 use crate::record::Record;
 use crate::registry::Entry;
 use crate::tasks::{self, TaskKind};
+use crate::volumes::{Background, Volumes};
 use crate::worker::Shared;
 use evoke_proto::worker::{ContainerListener, OutputFd};
 use evoke_runtime::{Guest, Started};
@@ -38,6 +39,8 @@ pub(crate) struct Live {
     pub stdio: Option<(OwnedFd, OwnedFd)>,
     /// Tells the listeners to stop.
     stop: watch::Sender<bool>,
+    /// Commits what is written to volumes.
+    background: Option<Background>,
 }
 
 /// All descriptors of one container, complete.
@@ -106,7 +109,7 @@ impl Live {
     /// Puts the descriptors to use: captures output from `offsets` on (what control has of stdout and
     /// stderr) and serves the listeners.
     pub(crate) fn open(
-        shared: &Shared,
+        shared: &Arc<Shared>,
         entry: &Arc<Entry>,
         record: &Record,
         parts: Parts,
@@ -126,12 +129,16 @@ impl Live {
         for listener in listeners {
             serve(shared, entry, listener, stopped.clone());
         }
-        Ok(Self { guest, pidfd: Some(parts.pidfd), captures, stdio: None, stop })
+        let volumes = Volumes::of(shared, record, Some(guest.clone()));
+        let background = volumes.as_ref().and_then(Volumes::commit_in_background);
+        entry.set_volumes(volumes);
+        Ok(Self { guest, pidfd: Some(parts.pidfd), captures, stdio: None, stop, background })
     }
 
     /// Stops serving and closes what would keep the output open.
     pub(crate) fn close(&mut self) {
         self.stop.send_replace(true);
+        self.background = None;
         self.stdio = None;
     }
 

@@ -1,6 +1,7 @@
 //! From an assignment to what the runtime and the guest are asked for.
 
 use crate::config::{ARGUMENTS_FILE, CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};
+use crate::volumes::VolumeRecord;
 use evoke_proto::worker::{Assignment, LayerOwner, NetworkMode};
 use evoke_runtime::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, ProcessSpec};
 use std::io;
@@ -34,6 +35,7 @@ pub(crate) fn make_folder(folder: &Path, assignment: &Assignment) -> io::Result<
         // Programs of the container that are not its root may read it too.
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444))?;
     }
+    crate::volumes::write_down(folder, &assignment.volumes)?;
     std::fs::set_permissions(&inside, std::fs::Permissions::from_mode(0o755))
 }
 
@@ -59,6 +61,15 @@ pub(crate) fn container_spec(config: &WorkerConfig, assignment: &Assignment) -> 
         read_only: true,
         owner: Owner::Single { uid: NO_ONE, gid: NO_ONE },
     }));
+    spec.binds.extend(assignment.shared.iter().map(|shared| Bind {
+        source: shared.source.clone(),
+        target: shared.target.to_string_lossy().into_owned(),
+        read_only: false,
+        owner: Owner::Single { uid: config.uid, gid: config.gid },
+    }));
+    let volumes = assignment.volumes.iter();
+    spec.volumes =
+        volumes.map(|mount| VolumeRecord::of(mount).spec(0, &mount.view, (config.uid, config.gid))).collect();
     spec.network = match assignment.network {
         NetworkMode::Bridged => Network::Bridged,
         NetworkMode::Loopback => Network::Loopback,

@@ -2,6 +2,7 @@
 //! program's environment is not among it.
 
 use crate::lifecycle::Known;
+use crate::volumes::VolumeRecord;
 use evoke_core::{AppId, FunctionId, TaskId, UnixMs};
 use evoke_runtime::ProcId;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ pub(crate) struct Record {
     pub started_at: Option<UnixMs>,
     pub startup_timeout_ms: u64,
     pub commit_on_exit: Option<PathBuf>,
+    #[serde(default)]
+    pub volumes: Vec<VolumeRecord>,
     /// The program's number with the guest; none until it was executed.
     pub proc: Option<ProcId>,
     pub known: Known,

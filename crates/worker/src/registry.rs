@@ -2,6 +2,7 @@
 
 use crate::lifecycle::{Event, Stop};
 use crate::output::Capture;
+use crate::volumes::Volumes;
 use evoke_core::{CallId, InputId, TaskId};
 use evoke_proto::worker::Usage;
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ pub(crate) struct Entry {
     hello: AtomicBool,
     ready: AtomicBool,
     usage: Mutex<Usage>,
+    volumes: Mutex<Option<Arc<Volumes>>>,
 }
 
 impl Entry {
@@ -39,6 +41,7 @@ impl Entry {
             hello: AtomicBool::new(ready),
             ready: AtomicBool::new(ready),
             usage: Mutex::default(),
+            volumes: Mutex::default(),
         };
         (Arc::new(entry), receiver)
     }
@@ -85,6 +88,20 @@ impl Entry {
         if let Some(captures) = self.captures.get() {
             captures.iter().for_each(|capture| capture.set_tag(current));
         }
+    }
+
+    /// The container's volumes, while it has any.
+    pub(crate) fn volumes(&self) -> Option<Arc<Volumes>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, for the last time.
+    pub(crate) fn take_volumes(&self) -> Option<Arc<Volumes>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn set_volumes(&self, volumes: Option<Arc<Volumes>>) {
+        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = volumes;
     }
 
     pub(crate) fn usage(&self) -> Usage {

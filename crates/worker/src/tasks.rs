@@ -14,6 +14,8 @@ pub(crate) enum TaskKind {
     Capture,
     /// Serves one listener of one container. Ends after the container did.
     Listener,
+    /// Commits what one container writes to its volumes. Ends before the container is removed.
+    Volumes,
     /// Looks at what containers use. Ends with the worker.
     Usage,
 }

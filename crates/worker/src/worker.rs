@@ -9,6 +9,7 @@ use crate::record::Record;
 use crate::registry::{Entry, Refusal, Registry};
 use crate::tasks::{self, TaskKind};
 use crate::usage;
+use crate::volumes::{VolumeRecord, Volumes, not_mounted};
 use evoke_core::{CallId, Clock, Error, ErrorCode, InputId, TaskId, VolumeId};
 use evoke_proto::worker::{
     Assignment, ContainerIngress, Control, Exit, StopMode, Usage, Worker as WorkerApi, WorkerEvent,
@@ -123,6 +124,13 @@ impl WorkerHandle {
     }
 }
 
+impl WorkerHandle {
+    fn volumes_of(&self, task: TaskId, volume: VolumeId) -> Result<Arc<Volumes>, Error> {
+        let entry = self.shared.registry.get(task);
+        entry.and_then(|entry| entry.volumes()).ok_or_else(|| not_mounted(task, volume))
+    }
+}
+
 #[cfg(test)]
 impl WorkerHandle {
     pub(crate) fn shared(&self) -> &Shared {
@@ -205,11 +213,11 @@ impl WorkerApi for WorkerHandle {
     }
 
     async fn commit_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error> {
-        Err(not_mounted(task, volume))
+        self.volumes_of(task, volume)?.commit(volume).await
     }
 
     async fn reload_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error> {
-        Err(not_mounted(task, volume))
+        self.volumes_of(task, volume)?.reload(volume).await
     }
 
     fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>) {
@@ -217,10 +225,6 @@ impl WorkerApi for WorkerHandle {
             entry.set_current_input(current);
         }
     }
-}
-
-fn not_mounted(task: TaskId, volume: VolumeId) -> Error {
-    Error::precondition(format!("the container {task} does not have the volume {volume} mounted"))
 }
 
 fn record_of(assignment: &Assignment, now: evoke_core::UnixMs) -> Record {
@@ -233,6 +237,7 @@ fn record_of(assignment: &Assignment, now: evoke_core::UnixMs) -> Record {
         started_at: None,
         startup_timeout_ms: assignment.startup_timeout_ms,
         commit_on_exit: assignment.commit_on_exit.clone(),
+        volumes: assignment.volumes.iter().map(VolumeRecord::of).collect(),
         proc: None,
         known: Known::default(),
     }

@@ -1,12 +1,13 @@
 //! Volumes in containers: what a container is given, and what it changed.
 
-use super::draft::{Draft, Files, clean};
+use super::draft::{Draft, Files, Stored, clean};
 use super::{Change, Control};
-use crate::parse_id;
+use crate::{blocking, parse_id};
 use evoke_core::{Error, Principal, TaskId, VolumeId};
-use evoke_proto::worker::{VolumeChange, VolumeMount};
+use evoke_proto::worker::{VolumeChange, VolumeChangeKind, VolumeMount};
 use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::VolumeSnapshot;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Volumes of one container.
@@ -15,7 +16,7 @@ const MOUNTS_MAX: usize = 32;
 /// What a container changed since a version.
 struct Merge {
     base: u64,
-    changes: Vec<VolumeChange>,
+    changes: Vec<(VolumeChange, Option<Stored>)>,
 }
 
 impl Change for Merge {
@@ -80,8 +81,26 @@ impl Control {
         author: &str,
     ) -> Result<u64, Status> {
         let size = changes.len();
+        let staged: Vec<PathBuf> = changes.iter().filter_map(staged_of).cloned().collect();
+        let contents = self.contents.clone();
+        let imported = blocking(move || contents.import(&staged).map_err(Error::from)).await?;
+        let mut imported = imported.into_iter().map(|(content, size)| (content.to_string(), size));
+        let changes = changes
+            .into_iter()
+            .map(|change| {
+                let stored = staged_of(&change).and_then(|_| imported.next());
+                (change, stored)
+            })
+            .collect();
         let done = self.advance(None, volume, author, size, Merge { base, changes }).await?;
         Ok(done.head)
+    }
+}
+
+fn staged_of(change: &VolumeChange) -> Option<&PathBuf> {
+    match &change.kind {
+        VolumeChangeKind::File { staged } => Some(staged),
+        _ => None,
     }
 }
 

@@ -129,6 +129,9 @@ fn leads_out(path: &str) -> Error {
     Error::not_found(format!("'{path}' is a link that leads nowhere in the volume"))
 }
 
+/// Name and length of a content that is stored.
+pub(crate) type Stored = (String, u64);
+
 /// A version in the making.
 pub(crate) struct Draft<'a, F> {
     files: &'a F,
@@ -312,8 +315,12 @@ impl<'a, F: Files> Draft<'a, F> {
 
     /// Takes in what a container changed since `base`, in the order of its changes: for each file the last
     /// writer wins, and what others added since stays.
-    pub(crate) fn merge(&mut self, base: &impl Files, changes: Vec<VolumeChange>) -> Result<(), Error> {
-        for change in changes {
+    pub(crate) fn merge(
+        &mut self,
+        base: &impl Files,
+        changes: Vec<(VolumeChange, Option<Stored>)>,
+    ) -> Result<(), Error> {
+        for (change, stored) in changes {
             let path = clean(&change.path)?;
             if path.is_empty() {
                 continue;
@@ -335,7 +342,8 @@ impl<'a, F: Files> Draft<'a, F> {
                         ..folder_at(path, change.mode & FOLDER_BITS, self.now)
                     });
                 }
-                VolumeChangeKind::File { content, size } => {
+                VolumeChangeKind::File { .. } => {
+                    let Some((content, size)) = stored else { continue };
                     self.replace(&path)?;
                     let mode = change.mode & FILE_BITS;
                     let kind = VolumeFileKind::File;

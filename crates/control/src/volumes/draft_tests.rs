@@ -52,12 +52,13 @@ fn after(
     shown.collect()
 }
 
-fn change(path: &str, kind: VolumeChangeKind) -> VolumeChange {
-    VolumeChange { path: path.into(), mode: 0o644, mtime: NOW, kind }
+fn change(path: &str, kind: VolumeChangeKind) -> (VolumeChange, Option<Stored>) {
+    (VolumeChange { path: path.into(), mode: 0o644, mtime: NOW, kind }, None)
 }
 
-fn written(path: &str, content: &str) -> VolumeChange {
-    change(path, VolumeChangeKind::File { content: content.into(), size: 1 })
+fn written(path: &str, content: &str) -> (VolumeChange, Option<Stored>) {
+    let (change, _) = change(path, VolumeChangeKind::File { staged: "0".into() });
+    (change, Some((content.into(), 1)))
 }
 
 #[test]

@@ -163,6 +163,11 @@ impl Folders {
         Err(io::Error::other("no free name in the trash"))
     }
 
+    /// The service user and its group.
+    pub(super) fn service(&self) -> (u32, u32) {
+        self.service
+    }
+
     /// The data folder's path, which names this installation.
     pub(super) fn path(&self) -> &Path {
         &self.data_path

@@ -22,6 +22,7 @@ mod rootfs;
 mod start;
 mod sys;
 mod validate;
+mod volumes;
 
 pub use config::{GuestBinary, HelperConfig};
 
@@ -306,6 +307,14 @@ impl Helper {
                 _ => Err(RuntimeError::Refused("unpacking needs one descriptor".to_owned())),
             },
             Request::RemoveTree { path } => self.begin_remove(asker, &path).map(|()| None),
+            Request::MountVolume { id, volume } => match self.mount_volume(&id, &volume) {
+                Ok(mount) => return self.answer(asker, Ok(Reply::Done), vec![mount]),
+                Err(error) => Err(error),
+            },
+            Request::CollectVolume { id, volume, slot } => {
+                self.begin_collect(asker, (&id, &volume, slot), fds).map(|()| None)
+            }
+            Request::DropVolume { id, volume, slot } => self.begin_drop(&id, &volume, slot).map(Some),
             Request::Probe => Ok(Some(Reply::Findings(self.probe()))),
         };
         match outcome {

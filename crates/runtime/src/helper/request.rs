@@ -1,6 +1,8 @@
 //! What a server asks the helper, and what it answers.
 
-use crate::{ContainerSpec, Ended, Finding, Layer, LayerStats, RuntimeError, StartTimings, Usage};
+use crate::{
+    Collected, ContainerSpec, Ended, Finding, Layer, LayerStats, RuntimeError, StartTimings, Usage, Volume,
+};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -14,12 +16,40 @@ pub(crate) struct Asked {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Start(Box<ContainerSpec>),
-    Destroy { id: String },
+    Destroy {
+        id: String,
+    },
     List,
-    Usage { id: String },
-    CommitLayer { id: String, layer: PathBuf },
-    UnpackLayer { layer: PathBuf, lower: Vec<Layer> },
-    RemoveTree { path: PathBuf },
+    Usage {
+        id: String,
+    },
+    CommitLayer {
+        id: String,
+        layer: PathBuf,
+    },
+    UnpackLayer {
+        layer: PathBuf,
+        lower: Vec<Layer>,
+    },
+    RemoveTree {
+        path: PathBuf,
+    },
+    /// Answered with the mount.
+    MountVolume {
+        id: String,
+        volume: Box<Volume>,
+    },
+    /// Descriptors: the earlier list, the new one, the directory for copies.
+    CollectVolume {
+        id: String,
+        volume: String,
+        slot: u32,
+    },
+    DropVolume {
+        id: String,
+        volume: String,
+        slot: u32,
+    },
     Probe,
 }
 
@@ -34,6 +64,9 @@ impl Request {
             Self::CommitLayer { .. } => "committing a layer",
             Self::UnpackLayer { .. } => "unpacking a layer",
             Self::RemoveTree { .. } => "removing a tree",
+            Self::MountVolume { .. } => "mounting a volume",
+            Self::CollectVolume { .. } => "collecting what was written to a volume",
+            Self::DropVolume { .. } => "removing what was written to a volume",
             Self::Probe => "probing the machine",
         }
     }
@@ -55,6 +88,7 @@ pub(crate) enum Reply {
     Ids(Vec<String>),
     Usage(Usage),
     Layer(LayerStats),
+    Collected(Collected),
     Done,
     Findings(Vec<Finding>),
 }

@@ -68,6 +68,20 @@ impl Stage {
     }
 }
 
+impl Stage {
+    /// A detached mount of the directory `path` of a detached mount; made as host user `base` if it is missing.
+    pub(super) fn below(&self, mount: &OwnedFd, path: &str, base: u32) -> Result<OwnedFd, RuntimeError> {
+        const WHAT: &str = "opening the directory of a volume";
+        let mut hung = Hung { stage: self, names: Vec::new() };
+        hung.hang("v".to_owned(), mount.as_fd()).step("staging a volume")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&self.folder, "v", flags, Mode::empty()).step(WHAT)?;
+        let made = sys::as_file_user(base, || evoke_guest::tree::make_dirs(root.as_fd(), path.as_bytes()));
+        let folder = made.and_then(|made| made).step(WHAT)?;
+        sys::clone_mount(folder.as_fd()).step(WHAT)
+    }
+}
+
 /// Mounts on the stage, taken off again when done.
 struct Hung<'a> {
     stage: &'a Stage,

@@ -9,7 +9,7 @@ use super::request::Reply;
 use super::sys::{self, Step};
 use super::{Helper, now, rootfs, validate};
 use crate::{ContainerSpec, Owner, RuntimeError, StartTimings, fds};
-use evoke_guest::wire::{BindTarget, Setup, ToGuest};
+use evoke_guest::wire::{BindTarget, Setup, ToGuest, VolumeTarget};
 use rustix::fs::OFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -115,6 +115,9 @@ impl Helper {
             let idmap = self.idmap(parts.range, bind.owner, user.as_fd())?;
             mounts.push(rootfs::mapped_clone(bind.fd.as_fd(), idmap, bind.read_only)?);
         }
+        for volume in &spec.volumes {
+            mounts.push(self.volume_mount(parts.folder.as_fd(), parts.range, user.as_fd(), volume)?);
+        }
         timings.root_us = micros(mounting);
         let cgroup2 = parts.cgroup.is_some();
         send_orders(spec, binds, (address, cgroup2), control.as_fd(), &mounts)?;
@@ -179,7 +182,7 @@ impl Helper {
     }
 
     /// The user namespace by whose map a tree's owners are translated.
-    fn idmap<'a>(
+    pub(super) fn idmap<'a>(
         &'a mut self,
         range: Range,
         owner: Owner,
@@ -233,6 +236,11 @@ fn send_orders(
         cgroup2,
         binds: targets
             .map(|(bind, tree)| BindTarget { target: bind.target.clone(), directory: tree.directory })
+            .collect(),
+        volumes: spec
+            .volumes
+            .iter()
+            .map(|volume| VolumeTarget { volume: volume.id.clone(), target: volume.target.clone() })
             .collect(),
         files: resolver::files(spec, address),
         listeners: spec.listeners.clone(),

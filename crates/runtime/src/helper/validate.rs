@@ -1,7 +1,10 @@
 //! The rules that a container's request must keep, before anything of it is used.
 
 use super::folders::is_plain_name;
-use crate::{BINDS_MAX, ContainerSpec, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, Owner, RuntimeError};
+use crate::{
+    BINDS_MAX, ContainerSpec, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, Owner, RuntimeError, VOLUMES_MAX,
+    Volume,
+};
 
 /// Memory a container may be limited to at least, in bytes; with less its init cannot start.
 const MEMORY_MIN: u64 = 8 * 1024 * 1024;
@@ -47,6 +50,16 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
             format!("{} would be a layer that can be written", printable(&bind.target))
         })?;
     }
+    require(spec.volumes.len() <= VOLUMES_MAX, || format!("more than {VOLUMES_MAX} volumes"))?;
+    for (index, one) in spec.volumes.iter().enumerate() {
+        volume(one)?;
+        let others = spec.volumes[..index].iter();
+        require(others.clone().all(|other| other.id != one.id), || format!("the volume {} twice", one.id))?;
+        let mut targets = others.map(|other| &other.target).chain(spec.binds.iter().map(|bind| &bind.target));
+        require(targets.all(|other| !inside(other, &one.target) && !inside(&one.target, other)), || {
+            format!("a volume at {} would lie inside another mount", printable(&one.target))
+        })?;
+    }
     require(spec.listeners.len() <= LISTENERS_MAX, || format!("more than {LISTENERS_MAX} listeners"))?;
     for listener in &spec.listeners {
         if let ListenerSpec::Unix { path } = listener {
@@ -71,6 +84,34 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         require(fine, || format!("'{}' is not a name server's address", printable(server)))?;
     }
     Ok(())
+}
+
+/// Checks a volume's description.
+pub(super) fn volume(volume: &Volume) -> Result<(), RuntimeError> {
+    volume_id(&volume.id)?;
+    target(&volume.target)?;
+    require((1..=LAYERS_MAX).contains(&volume.trees.len()), || {
+        format!("a volume has 1 to {LAYERS_MAX} trees, not {}", volume.trees.len())
+    })?;
+    require(volume.trees.iter().all(|tree| tree.owner != Owner::Canonical), || {
+        "a layer is not part of a volume".to_owned()
+    })?;
+    let sub_path = evoke_guest::tree::components(volume.sub_path.as_bytes());
+    require(sub_path.is_ok() && volume.sub_path.len() <= PATH_MAX, || {
+        format!("'{}' is not a path in a volume", printable(&volume.sub_path))
+    })
+}
+
+/// Whether `id` can be a volume's name.
+pub(super) fn volume_id(id: &str) -> Result<(), RuntimeError> {
+    let fine = is_plain_name(id, 64) && !id.contains(['.', '_']);
+    require(fine, || format!("'{}' is not a volume's name", printable(id)))
+}
+
+/// Whether the path `inner` is `outer` or lies below it.
+fn inside(inner: &str, outer: &str) -> bool {
+    let outer = outer.trim_end_matches('/');
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn limits(spec: &ContainerSpec) -> Result<(), RuntimeError> {

@@ -287,6 +287,7 @@ impl FakeGuest {
                 }
                 Ok(Reply::Done)
             }
+            Request::ReplaceVolume { .. } => Err("a scripted container has no volumes".to_owned()),
             Request::Status => {
                 Ok(Reply::Status { processes: self.processes.iter().map(|p| p.status.clone()).collect() })
             }
