@@ -229,3 +229,58 @@ def test_containers_see_change_commit_and_reload(client: Client) -> None:
 
     wait_until(all_there, "what the containers left is in the volume", 60)
     client.modal("volume", "delete", "-y", name).ok()
+
+
+SHARED = """
+import io, warnings
+
+warnings.simplefilter("ignore")
+app = modal.App("shared")
+nfs = modal.NetworkFileSystem.from_name(os.environ.get("E2E_VOLUME", "none"), create_if_missing=True)
+vol = modal.Volume.from_name(os.environ.get("E2E_VOLUME", "none"), create_if_missing=True)
+
+def download():
+    with open("/cache/model", "w") as file:
+        file.write("weights")
+
+image = modal.Image.debian_slim().run_function(download, volumes={"/cache": vol})
+
+@app.function(image=image)
+def without():
+    return os.path.lexists("/cache")
+
+@app.function(image=image, volumes={"/cache": vol})
+def within():
+    return open("/cache/model").read()
+
+@app.function(network_file_systems={"/nfs": nfs})
+def live():
+    with open("/nfs/from-container", "w") as file:
+        file.write("live")
+    return open("/nfs/a/x").read()
+
+@app.local_entrypoint()
+def main():
+    nfs.write_file("/a/x", io.BytesIO(b"hello"))
+    nfs.write_file("/large", io.BytesIO(bytes(5 << 20)))
+    report("live", live.remote())
+    report("listed", [[entry.path for entry in nfs.listdir(path)] for path in ("/", "a/**")])
+    report("read", [len(b"".join(nfs.read_file(path))) for path in ("from-container", "large")])
+    nfs.remove_file("a", recursive=True)
+    report("missing", attempt(lambda: list(nfs.read_file("a/x"))))
+    report("image", [without.remote(), within.remote()])
+"""
+
+
+def test_network_file_systems_are_live_and_builds_have_volumes(client: Client) -> None:
+    name = f"e2e-{token_hex(4)}"
+    path = str(client.write("shared.py", SHARED))
+    run = client.modal("run", path, env={"E2E_VOLUME": name}).ok()
+    assert run["live"] == "hello"
+    assert run["listed"] == [["a", "from-container", "large"], ["a/x"]]
+    assert run["read"] == [4, 5 << 20]
+    assert "FileNotFoundError" in run["missing"]["kinds"]
+    assert run["image"] == [False, "weights"]
+    assert name in client.modal("nfs", "list", "--json").stdout
+    client.modal("nfs", "delete", "-y", name).ok()
+    client.modal("volume", "delete", "-y", name).ok()

@@ -146,7 +146,6 @@ impl Definition {
         let function = &self.function;
         let web = function.webhook_config.is_some() || function.http_config.is_some();
         let buckets = !function.cloud_bucket_mounts.is_empty();
-        let shared = !function.shared_volume_mounts.is_empty();
         let all = [
             (
                 function.schedule.is_some(),
@@ -154,7 +153,6 @@ impl Definition {
             ),
             (web, "web endpoints are not served by this Evoke version; the function gets no URL"),
             (buckets, "CloudBucketMount is not served by this Evoke version; nothing is mounted"),
-            (shared, "NetworkFileSystem is not mounted by this Evoke version; use modal.Volume"),
             (function.proxy_id.is_some(), "proxy= is not served by this Evoke version"),
         ];
         all.into_iter().filter(|(asked, _)| *asked).map(|(_, text)| text).collect()

@@ -119,7 +119,7 @@ impl Control {
             generation: function.generation,
             layers,
             binds: image.binds.iter().cloned().map(|(source, target)| HostBind { source, target }).collect(),
-            shared: Vec::new(),
+            shared: self.shared_mounts(&definition.shared_volume_mounts).await?,
             volumes: self.volume_mounts(&definition.volume_mounts).await?,
             argv: [python, "-m", "modal._container_entrypoint"].map(String::from).to_vec(),
             env: env.into_iter().collect(),

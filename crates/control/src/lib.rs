@@ -31,6 +31,7 @@ mod results;
 mod retention;
 mod secrets;
 mod service;
+mod shared_volumes;
 mod shell;
 mod volumes;
 mod wakers;
@@ -42,7 +43,7 @@ pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
 
 use evoke_core::{Clock, Entropy, Error, FunctionId, SystemEntropy, UnixMs};
 use evoke_engine::{Engine, EngineConf, WorkerCapacity};
-use evoke_files::{BlobStore, ObjectStore, Trees, VolumeContents, VolumeTrees};
+use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
 use evoke_proto::worker::Worker;
 use evoke_proto::{Dispatcher, Status};
 use evoke_store::logs::Logs;
@@ -83,6 +84,8 @@ pub struct Dependencies {
     pub contents: VolumeContents,
     /// Volumes as folders.
     pub volume_trees: VolumeTrees,
+    /// Network file systems.
+    pub shared_folders: SharedFolders,
     /// Large payloads.
     pub blobs: BlobStore,
     /// Builds images.
@@ -105,6 +108,8 @@ pub struct Control {
     pub(crate) trees: Trees,
     pub(crate) contents: VolumeContents,
     pub(crate) volume_trees: VolumeTrees,
+    pub(crate) shared_folders: SharedFolders,
+    pub(crate) shared_heard: shared_volumes::Heard,
     pub(crate) blobs: BlobStore,
     pub(crate) builder: Arc<dyn ImageBuilder>,
     pub(crate) bundles: Arc<dyn Bundles>,
@@ -137,7 +142,7 @@ impl Control {
     pub fn start(config: ControlConfig, dependencies: Dependencies) -> Arc<Self> {
         let Dependencies { store, logs, vault, objects, trees, contents, volume_trees, blobs, .. } =
             dependencies;
-        let Dependencies { builder, bundles, urls, clock, .. } = dependencies;
+        let Dependencies { shared_folders, builder, bundles, urls, clock, .. } = dependencies;
         let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
@@ -150,6 +155,8 @@ impl Control {
             trees,
             contents,
             volume_trees,
+            shared_folders,
+            shared_heard: shared_volumes::Heard::default(),
             blobs,
             builder,
             bundles,

@@ -42,6 +42,7 @@ impl Control {
         ];
         self.submit(writes, Grade::Written).await?;
         self.retain_volumes().await?;
+        self.retain_shared_volumes().await?;
         let logs = Retention { age_ms_max: KEPT_MS, stream_bytes_max: LOG_BYTES_MAX };
         self.logs.expire(now, logs).await.map_err(stored)?;
         let blobs = self.blobs.clone();

@@ -90,6 +90,14 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
 
 fn volumes(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
     serve!(builder, me, {
+        SharedVolumeDelete => shared_volume_delete,
+        SharedVolumeGetFile => shared_volume_get_file,
+        SharedVolumeGetOrCreate => shared_volume_get_or_create,
+        SharedVolumeHeartbeat => shared_volume_heartbeat,
+        SharedVolumeList => shared_volume_list,
+        SharedVolumeListFiles => shared_volume_list_files,
+        SharedVolumePutFile => shared_volume_put_file,
+        SharedVolumeRemoveFile => shared_volume_remove_file,
         VolumeCommit => volume_commit,
         VolumeCopyFiles => volume_copy_files,
         VolumeCopyFiles2 => volume_copy_files2,
@@ -111,7 +119,7 @@ fn volumes(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder 
 }
 
 fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
-    let [logs, build, data_out, data_in, files, files2] = std::array::from_fn(|_| me.clone());
+    let [logs, build, data_out, data_in, files, files2, shared] = std::array::from_fn(|_| me.clone());
     builder
         .server_stream(rpc::AppGetLogs, move |context, request| {
             let me = logs.clone();
@@ -128,6 +136,10 @@ fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder 
         .server_stream(rpc::FunctionCallGetDataIn, move |_context, request| {
             let me = data_in.clone();
             async move { alive(&me)?.chunk_stream(request, Direction::In).await }
+        })
+        .server_stream(rpc::SharedVolumeListFilesStream, move |context, request| {
+            let me = shared.clone();
+            async move { alive(&me)?.shared_volume_list_files_stream(context, request).await }
         })
         .server_stream(rpc::VolumeListFiles, move |context, request| {
             let me = files.clone();

@@ -11,6 +11,7 @@ mod trees;
 mod uploads;
 
 use crate::{Control, parse_id, stored};
+pub(crate) use draft::clean as clean_path;
 use draft::{Draft, Everything, Files};
 use evoke_core::{Error, UnixMs, VolumeId};
 use evoke_proto::{CallContext, Code, Status, api};

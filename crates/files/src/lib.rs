@@ -24,6 +24,7 @@ mod host_env;
 mod io_failure;
 mod objects;
 pub mod pypi;
+mod shared_folders;
 mod tree_paths;
 mod trees;
 mod volumes;
@@ -37,6 +38,7 @@ pub use hold::Pin;
 pub use host_env::HostEnv;
 pub use io_failure::IoFailure;
 pub use objects::{Collected, ObjectError, ObjectStore};
+pub use shared_folders::{SharedEntry, SharedFolders, SharedKind};
 pub use tree_paths::PathError;
 pub use trees::{MountFile, TREE_FILES_MAX, Tree, TreeError, Trees};
 pub use volumes::{

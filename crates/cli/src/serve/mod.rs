@@ -26,7 +26,7 @@ use evoke_control::{Control, ControlConfig, Dependencies};
 use evoke_core::{Clock, Error, SystemClock, SystemEntropy};
 use evoke_files::fetch::Fetcher;
 use evoke_files::pypi::{IndexConfig, PackageIndex};
-use evoke_files::{BlobStore, ObjectStore, Trees, VolumeContents, VolumeTrees};
+use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
 use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WorkspaceToken};
 use evoke_image::{BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder};
 use evoke_proto::worker::Control as ControlPort;
@@ -203,6 +203,7 @@ async fn rooms(
         objects,
         volume_trees: VolumeTrees::open(&inside("volumes/trees"), contents.clone())?,
         contents,
+        shared_folders: SharedFolders::open(&inside("volumes/shared"))?,
         blobs: BlobStore::open(&inside("blobs"), clock.clone())?,
         builder: Arc::new(images::Images::new(builder, contexts, layers, bytecode.clone())),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),

@@ -27,6 +27,8 @@ const WAITERS_MAX: usize = 64;
 pub(super) struct Container {
     pub(super) range: Option<Range>,
     pub(super) address: Option<u32>,
+    /// Where its volumes' links are, which are no part of a layer made of it.
+    pub(super) links: Vec<String>,
     pub(super) process: Option<Process>,
     pub(super) ending: Option<Ending>,
 }

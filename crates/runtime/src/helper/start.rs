@@ -115,6 +115,8 @@ impl Helper {
             let idmap = self.idmap(parts.range, bind.owner, user.as_fd())?;
             mounts.push(rootfs::mapped_clone(bind.fd.as_fd(), idmap, bind.read_only)?);
         }
+        let links = spec.volumes.iter().map(|volume| volume.target.clone()).collect();
+        self.note(&spec.id, |container| container.links = links);
         for volume in &spec.volumes {
             mounts.push(self.volume_mount(parts.folder.as_fd(), parts.range, user.as_fd(), volume)?);
         }

@@ -120,6 +120,29 @@ impl Helper {
     }
 }
 
+/// Takes the traces of mounted volumes out of what a container wrote, before that becomes a layer.
+pub(super) fn remove_links(upper: BorrowedFd<'_>, links: &[String]) {
+    let volumes = evoke_guest::VOLUMES_FOLDER.trim_start_matches('/');
+    for link in links {
+        let (parents, name) = link.rsplit_once('/').unwrap_or(("", link));
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let Ok(parent) = evoke_guest::tree::open_in(upper, parents.as_bytes(), flags) else { continue };
+        let target = rustix::fs::readlinkat(&parent, name, Vec::new());
+        if target.is_ok_and(|target| target.to_bytes().starts_with(evoke_guest::VOLUMES_FOLDER.as_bytes())) {
+            // One that stays leads nowhere, which a later start with a volume there mends.
+            let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
+        }
+    }
+    let Some((outer, inner)) = volumes.split_once('/') else { return };
+    if links.is_empty() {
+        return;
+    }
+    if let Ok(outer) = evoke_guest::tree::open_in(upper, outer.as_bytes(), OFlags::RDONLY | OFlags::DIRECTORY)
+    {
+        let _ = CString::new(inner).map(|inner| evoke_guest::tree::remove(outer.as_fd(), &inner));
+    }
+}
+
 /// A walk over what was written.
 struct Walk<'a> {
     known: HashMap<String, VolumeEntry>,
