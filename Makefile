@@ -12,7 +12,7 @@ EVOKE := $(TARGET)/debug/evoke
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test check unit e2e bench clean setup-build setup-test
+.PHONY: help demo build test check unit e2e test-v2 bench clean setup-build setup-test
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -38,6 +38,9 @@ e2e: setup-test ## end-to-end tests with the official client against real contai
 	@if ls tests/e2e/test_*.py >/dev/null 2>&1; then \
 	  $(SUDO) env EVOKE_BIN=$(abspath $(EVOKE)) $(PYTHON) -m pytest tests/e2e -q; \
 	else echo "end-to-end tests: NONE WRITTEN YET"; fi
+
+test-v2: build setup-test ## the same binary on Debian 12's kernel with control groups v2 alone, in a virtual machine
+	$(SUDO) scripts/test-v2 $(EVOKE) $(abspath $(PYTHON))
 
 bench: setup-test ## benchmarks, each a ratio against a baseline in the same run
 	$(CARGO) build -p evoke-cli -p evoke-baseline --release
