@@ -1,4 +1,4 @@
-"""What is asked of an older kernel with control groups of version 2 alone: calls, limits, the network, an end by memory."""
+"""What is asked of an older kernel with control groups of version 2 alone: calls, limits, network, an end by memory."""
 
 import subprocess
 
