@@ -1,10 +1,12 @@
 """Volumes: what clients do with them from outside, and what containers see, change, commit and reload."""
 
+import json
 import sys
 from pathlib import Path
 from secrets import token_hex
 
 from support.client import Client
+from support.server import Server
 from support.waits import wait_until
 
 CLIENT_VERBS = """
@@ -41,7 +43,7 @@ with modal.Volume.ephemeral(version=version) as vol:
     report("onto a folder", attempt(put, True, "/a"))
     report("below a file", attempt(put, True, "/empty/x"))
     vol.copy_files(["a/x.txt"], "b.txt")
-    vol.copy_files(["a/x.txt", "empty"], "/a")
+    vol.copy_files(["b.txt", "empty"], "/a")
     report("recursive", attempt(vol.copy_files, ["a"], "c", recursive=True))
     report("removed folder", attempt(vol.remove_file, "a"))
     vol.remove_file("a/x.txt")
@@ -73,7 +75,7 @@ def test_clients_put_read_list_copy_and_remove(client: Client) -> None:
         assert found["forced"] is True
         assert "directory" in found["onto a folder"]["error"]
         assert "not a directory" in found["below a file"]["error"]
-        copied = [] if version == 1 else ["c", "c/empty", "c/large", "c/x.txt"]
+        copied = [] if version == 1 else ["c", "c/b.txt", "c/empty", "c/large", "c/x.txt"]
         assert found["left"] == ["b.txt", *copied, "empty", "zeros"]
         assert "InvalidError" in found["removed folder"]["kinds"]
         assert all("FileNotFoundError" in missing["kinds"] for missing in found["missing"])
@@ -81,7 +83,7 @@ def test_clients_put_read_list_copy_and_remove(client: Client) -> None:
         assert all("RuntimeError" in outside["kinds"] for outside in found["outside"])
 
 
-def test_the_command_line_manages_volumes(client: Client, tmp_path: Path) -> None:
+def test_the_command_line_manages_volumes(server: Server, client: Client, tmp_path: Path) -> None:
     name = f"e2e-{token_hex(4)}"
     data, out = tmp_path / "data", tmp_path / "out"
     (data / "sub").mkdir(parents=True)
@@ -100,6 +102,12 @@ def test_the_command_line_manages_volumes(client: Client, tmp_path: Path) -> Non
     client.modal("volume", "get", name, "copy", str(out)).ok()
     assert (out / "copy" / "sub" / "2.txt").read_text() == "two"
     assert "one" in client.modal("volume", "get", name, "models/1.txt", "-").stdout
+    log = server.evoke("volume", "log", name, "--json").stdout
+    first = min(version["version"] for version in json.loads(log))
+    assert "- models/sub" in server.evoke("volume", "diff", name, str(first)).stdout
+    server.evoke("volume", "restore", name, str(first))
+    restored = client.modal("volume", "ls", name).stdout.split()
+    assert restored == ["models"]
     client.modal("volume", "rename", "-y", name, f"{name}-b").ok()
     assert f"{name}-b" in client.modal("volume", "list", "--json").stdout
     client.modal("volume", "delete", "-y", f"{name}-b").ok()

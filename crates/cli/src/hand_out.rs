@@ -58,6 +58,12 @@ impl HandOut {
                 Ok(explanation) => Reply::Explanation(explanation),
                 Err(error) => refused(error),
             },
+            Request::Volume { environment, volume, question } => {
+                match self.insight.volume(&environment, &volume, question).await {
+                    Ok(answer) => Reply::Explanation(answer),
+                    Err(error) => refused(error),
+                }
+            }
             Request::Stop => {
                 self.stop.notify_one();
                 Reply::Stopping { holder_pid: self.launch.holder_pid }

@@ -35,8 +35,37 @@ pub(crate) enum Request {
         /// Any id of a call, input, container or app.
         id: String,
     },
+    /// The versions of a volume.
+    Volume {
+        /// The environment's name; the default one if empty.
+        environment: String,
+        /// The volume's name or id.
+        volume: String,
+        /// What is wanted of them.
+        question: VolumeQuestion,
+    },
     /// End the server, its containers by their grace rules first.
     Stop,
+}
+
+/// What is wanted of the versions of a volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum VolumeQuestion {
+    /// A list of them.
+    Log,
+    /// What two differ in.
+    Diff {
+        /// The earlier one.
+        from: u64,
+        /// The later one; the newest if none.
+        to: Option<u64>,
+    },
+    /// A new version that holds what this one held.
+    Restore {
+        /// Which.
+        version: u64,
+    },
 }
 
 /// What is answered.
@@ -47,7 +76,7 @@ pub(crate) enum Reply {
     Access(Access),
     /// To [`Request::Status`].
     Status(Status),
-    /// To [`Request::Explain`].
+    /// To [`Request::Explain`] and [`Request::Volume`].
     Explanation(serde_json::Value),
     /// To [`Request::Stop`]: accepted; the holder's end is the end.
     Stopping {

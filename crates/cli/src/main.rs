@@ -32,6 +32,7 @@ mod supervise;
 mod sweep;
 mod token;
 mod up;
+mod volume;
 
 use args::{Cli, Verb};
 use clap::{CommandFactory, Parser};
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Server => server::run(),
         Verb::Helper => helper::run(),
         Verb::Coverage => serve::print_coverage(),
+        Verb::Official(words) if volume::is_ours(&words) => volume::run(data, words),
         Verb::Official(words) => delegate::run(data, words),
     }
 }

@@ -152,7 +152,10 @@ impl Definition {
                 "schedule= is not served by this Evoke version; the function never runs by itself",
             ),
             (web, "web endpoints are not served by this Evoke version; the function gets no URL"),
-            (buckets, "CloudBucketMount is not served by this Evoke version; nothing is mounted"),
+            (
+                buckets,
+                "CloudBucketMount is not served by this Evoke version; the function's containers will not start",
+            ),
             (function.proxy_id.is_some(), "proxy= is not served by this Evoke version"),
         ];
         all.into_iter().filter(|(asked, _)| *asked).map(|(_, text)| text).collect()

@@ -84,6 +84,13 @@ impl Control {
         request: api::ImageGetOrCreateRequest,
     ) -> Result<api::ImageGetOrCreateResponse, Status> {
         let image = request.image.clone().ok_or_else(|| Status::invalid("The request describes no image"))?;
+        if !image.volume_mounts.is_empty() && request.build_function_id.is_empty() {
+            // Built without them it would be another image than asked for, and nobody would know.
+            return Err(Status::new(
+                evoke_proto::Code::FailedPrecondition,
+                "volumes= of an image's commands is not served by this Evoke version; use run_function(volumes=)",
+            ));
+        }
         let version = match request.builder_version.as_str() {
             "" => self.config.builder_version.clone(),
             version => version.to_string(),

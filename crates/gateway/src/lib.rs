@@ -22,7 +22,7 @@ mod volumes;
 pub use authenticate::{Authenticator, WorkspaceToken};
 pub use blobs::{BlobStore, BlobWriter};
 pub use ingress::{Identity, Ingress, Listener};
-pub use pages::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData};
+pub use pages::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData, utc};
 pub use routes::{HttpBody, HttpRoutes, Platform};
 pub use sign::UrlSigner;
 pub use volumes::VolumeStore;

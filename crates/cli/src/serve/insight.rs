@@ -1,5 +1,6 @@
 //! What the local socket tells about the roles.
 
+use crate::local::VolumeQuestion;
 use async_trait::async_trait;
 use evoke_control::Control;
 use evoke_core::Error;
@@ -12,6 +13,13 @@ pub(crate) trait Insight: Send + Sync {
     async fn counts(&self) -> Result<Counts, Error>;
     /// Where the time of `id` went.
     async fn explain(&self, id: &str) -> Result<serde_json::Value, Error>;
+    /// The versions of a volume.
+    async fn volume(
+        &self,
+        environment: &str,
+        volume: &str,
+        question: VolumeQuestion,
+    ) -> Result<serde_json::Value, Error>;
 }
 
 /// For `evoke status`.
@@ -35,5 +43,38 @@ impl Insight for OfControl {
     }
     async fn explain(&self, id: &str) -> Result<serde_json::Value, Error> {
         self.0.explain(id).await.map_err(Error::from)
+    }
+    async fn volume(
+        &self,
+        environment: &str,
+        volume: &str,
+        question: VolumeQuestion,
+    ) -> Result<serde_json::Value, Error> {
+        use serde_json::json;
+        // A reply is an object on the wire.
+        let answer: serde_json::Value = match question {
+            VolumeQuestion::Log => {
+                let versions = self.0.volume_log(environment, volume).await?;
+                let lines = versions.into_iter().map(|version| {
+                    json!({
+                        "version": version.number,
+                        "created": evoke_gateway::utc(version.created),
+                        "author": version.author,
+                        "added_or_changed": version.puts,
+                        "removed": version.removes,
+                    })
+                });
+                lines.collect()
+            }
+            VolumeQuestion::Diff { from, to } => {
+                let changes = self.0.volume_diff(environment, volume, from, to).await?;
+                let line = |change: evoke_control::VolumeChangeOverview| json!({ "path": change.path, "removed": change.removed, "size": change.size });
+                changes.into_iter().map(line).collect()
+            }
+            VolumeQuestion::Restore { version } => {
+                json!(self.0.volume_restore(environment, volume, version).await?)
+            }
+        };
+        Ok(json!({ "answer": answer }))
     }
 }

@@ -6,6 +6,7 @@ mod home;
 mod html;
 
 use evoke_core::{AppId, CallId, Error, FunctionId, TaskId, UnixMs};
+pub use html::utc;
 use http::{HeaderValue, Response, StatusCode, header};
 
 pub(crate) use app::app;
