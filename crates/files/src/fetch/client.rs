@@ -5,6 +5,7 @@ use super::{
     plain_proxy::{agent_by_proxy, proxy_authorization},
     proxies::Proxies,
     redact_url,
+    resolver::Remembering,
     url::{join_url, percent_decode, split_url},
 };
 use crate::HostEnv;
@@ -16,11 +17,13 @@ use std::{
     time::Duration,
 };
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::transport::DefaultConnector;
 
 /// Redirects followed for one request.
 const REDIRECTS_MAX: u32 = 10;
-/// Idle connections kept for reuse.
-const IDLE_CONNECTIONS_MAX: usize = 8;
+/// Idle connections kept for reuse, in all and to one host.
+const IDLE_CONNECTIONS_MAX: usize = 16;
+const IDLE_PER_HOST_MAX: usize = 8;
 /// The longest `Retry-After` that is waited for; a longer one counts as a failure.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15);
 
@@ -136,13 +139,17 @@ impl Fetcher {
         let proxies = Proxies::from_host(host)?;
         let roots = trusted_roots()?;
         let config = |proxy: Option<ureq::Proxy>| agent_config(&limits, &roots, proxy);
+        let resolver = Remembering::default();
+        let agent = |proxy: Option<ureq::Proxy>| {
+            ureq::Agent::with_parts(config(proxy), DefaultConnector::default(), resolver.clone())
+        };
         let inner = Inner {
-            direct: config(None).new_agent(),
+            direct: agent(None),
             by_http_proxy: proxies.http.as_ref().map(|proxy| PlainProxy {
-                agent: agent_by_proxy(config(None), proxy),
+                agent: agent_by_proxy(config(None), proxy, resolver.clone()),
                 authorization: proxy_authorization(proxy),
             }),
-            by_https_proxy: proxies.https.clone().map(|proxy| config(Some(proxy)).new_agent()),
+            by_https_proxy: proxies.https.clone().map(|proxy| agent(Some(proxy))),
             proxies,
             limits,
         };
@@ -317,6 +324,7 @@ fn agent_config(limits: &Limits, roots: &RootCerts, proxy: Option<ureq::Proxy>) 
         .max_redirects(0)
         .max_redirects_will_error(false)
         .max_idle_connections(IDLE_CONNECTIONS_MAX)
+        .max_idle_connections_per_host(IDLE_PER_HOST_MAX)
         .user_agent(concat!("evoke/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(limits.connect_timeout))
         .timeout_recv_response(Some(limits.answer_timeout))

@@ -10,6 +10,7 @@ mod download;
 mod error;
 mod plain_proxy;
 mod proxies;
+mod resolver;
 mod url;
 
 pub use client::{Fetcher, Limits, Reply};

@@ -3,21 +3,22 @@
 //! connection goes to the proxy, and the first line on it is rewritten. Such a connection carries one
 //! request (`Connection: close`).
 
+use super::resolver::Remembering;
 use base64::Engine as _;
 use http::Uri;
 use ureq::{
     Error,
     config::Config,
     unversioned::{
-        resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver},
+        resolver::{ResolvedSocketAddrs, Resolver},
         transport::{Buffers, ConnectionDetails, Connector, NextTimeout, TcpConnector, Transport},
     },
 };
 
 /// An agent all of whose connections go to `proxy`.
-pub(super) fn agent_by_proxy(config: Config, proxy: &ureq::Proxy) -> ureq::Agent {
+pub(super) fn agent_by_proxy(config: Config, proxy: &ureq::Proxy, resolver: Remembering) -> ureq::Agent {
     let connector = Connector::<()>::chain(TcpConnector::default(), WholeAddress);
-    ureq::Agent::with_parts(config, connector, ToProxy { proxy: proxy.uri().clone() })
+    ureq::Agent::with_parts(config, connector, ToProxy { proxy: proxy.uri().clone(), resolver })
 }
 
 /// The header that carries the proxy's credentials, where its address has some.
@@ -30,11 +31,12 @@ pub(super) fn proxy_authorization(proxy: &ureq::Proxy) -> Option<String> {
 #[derive(Debug)]
 struct ToProxy {
     proxy: Uri,
+    resolver: Remembering,
 }
 
 impl Resolver for ToProxy {
     fn resolve(&self, _: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        DefaultResolver::default().resolve(&self.proxy, config, timeout)
+        self.resolver.resolve(&self.proxy, config, timeout)
     }
 }
 

@@ -190,6 +190,7 @@ impl PackageIndex {
             sha256: choice.file.sha256,
             length: choice.file.length,
             progress,
+            passing: false,
         };
         let failed = |source| PypiError::Download { file_name: choice.file.file_name.clone(), source };
         self.fetcher.download(&what, &path).map_err(failed)?;

@@ -260,9 +260,6 @@ impl Repository {
     fn layer(&self, digest: &str, size: u64, folder: &Path) -> Result<PathBuf> {
         let hex = manifest::check_digest(&self.url, digest)?;
         let target = folder.join(hex);
-        if target.is_file() {
-            return Ok(target);
-        }
         let url = format!("{}/blobs/{digest}", self.url);
         let hash: ContentHash = hex.parse().map_err(|_| ImageError::malformed(&url, "not a digest"))?;
         let authorization = self.header();
@@ -273,6 +270,7 @@ impl Repository {
             headers: &headers,
             sha256: Some(hash),
             length: (size > 0).then_some(size),
+            passing: true,
             progress: None,
         };
         self.fetcher.download(&download, &target)?;

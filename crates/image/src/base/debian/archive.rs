@@ -17,9 +17,6 @@ use std::process::{Command, Stdio};
 const RELEASE_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes of a package list at most, as sent and unpacked.
 const PACKAGES_MAX: u64 = 256 * 1024 * 1024;
-/// Downloads of packages at a time: as many as the client keeps idle connections to one host, so that each
-/// is reused and a name is looked up a few times only.
-const DOWNLOADS: usize = 3;
 /// The keyring that the host may have.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -144,53 +141,30 @@ fn release_digests(text: &str) -> BTreeMap<String, (String, u64)> {
         .collect()
 }
 
-/// Downloads packages side by side into `folder`; gives their files in order.
-pub(super) fn download(
-    fetcher: &Fetcher,
-    suites: &[Suite],
-    packages: &[Package],
-    folder: &Path,
-    tell: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Vec<PathBuf>> {
-    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-    let total: u64 = packages.iter().map(|p| p.size).sum();
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let work = || -> Result<()> {
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(package) = packages.get(at) else { return Ok(()) };
-            fetch_package(fetcher, suites, package, &target(folder, package))?;
-            tell(done.fetch_add(package.size, Ordering::Relaxed) + package.size, total);
-        }
-    };
-    let results: Vec<Result<()>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..DOWNLOADS).map(|_| scope.spawn(work)).collect();
-        threads
-            .into_iter()
-            .map(|t| {
-                t.join().unwrap_or_else(|_| Err(ImageError::builder("download packages", "a thread died")))
-            })
-            .collect()
-    });
-    results.into_iter().collect::<Result<()>>()?;
-    Ok(packages.iter().map(|p| target(folder, p)).collect())
-}
-
-fn target(folder: &Path, package: &Package) -> PathBuf {
+/// Where a package is kept.
+pub(super) fn target(folder: &Path, package: &Package) -> PathBuf {
     // Named by its digest: the names of the archive are not ours to trust as paths.
     folder.join(format!("{}.deb", package.sha256))
 }
 
-fn fetch_package(fetcher: &Fetcher, suites: &[Suite], package: &Package, target: &Path) -> Result<()> {
-    if target.is_file() {
-        return Ok(());
-    }
+/// Brings a package, unless it is there and whole.
+pub(super) fn fetch_package(
+    fetcher: &Fetcher,
+    suites: &[Suite],
+    package: &Package,
+    target: &Path,
+) -> Result<()> {
     let wrong = |message: &str| ImageError::malformed(format!("package {}", package.name), message);
     let sha256: ContentHash = package.sha256.parse().map_err(|_| wrong("its digest is not one"))?;
     let suite = suites.get(package.origin).ok_or_else(|| wrong("it comes from no known suite"))?;
     let url = format!("{}/{}", suite.mirror.trim_end_matches('/'), package.filename);
-    let download =
-        Download { url: &url, sha256: Some(sha256), length: Some(package.size), ..Download::default() };
+    let download = Download {
+        url: &url,
+        sha256: Some(sha256),
+        length: Some(package.size),
+        passing: true,
+        ..Download::default()
+    };
     fetcher.download(&download, target)?;
     Ok(())
 }

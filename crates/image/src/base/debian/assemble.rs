@@ -32,7 +32,11 @@ const CONFFILE_MAX: u64 = 64 * 1024 * 1024;
 pub(super) type Extra = (String, u32, Vec<u8>);
 
 /// Writes all packages, in order, then `extra` and the database.
-pub(super) fn write(debs: &[Deb], extra: &[Extra], out: &mut dyn Write) -> Result<()> {
+pub(super) fn write(
+    debs: impl Iterator<Item = Result<Deb>>,
+    extra: &[Extra],
+    out: &mut dyn Write,
+) -> Result<()> {
     let mut tree = TreeWriter::new("the Debian layer", out);
     let mut state = Assembly::default();
     for folder in ["usr", "etc", "tmp", "run", "var", "var/lib", "var/lib/dpkg"] {
@@ -43,7 +47,7 @@ pub(super) fn write(debs: &[Deb], extra: &[Extra], out: &mut dyn Write) -> Resul
         tree.link(name, &format!("usr/{name}"))?;
     }
     for deb in debs {
-        state.package(&mut tree, deb)?;
+        state.package(&mut tree, &mut deb?)?;
     }
     state.shell(&mut tree)?;
     for (path, mode, content) in extra {
@@ -82,7 +86,7 @@ impl Assembly {
     }
 
     /// Writes a package's files and notes it in the database.
-    fn package<W: Write>(&mut self, tree: &mut TreeWriter<W>, deb: &Deb) -> Result<()> {
+    fn package<W: Write>(&mut self, tree: &mut TreeWriter<W>, deb: &mut Deb) -> Result<()> {
         let what = deb.path().display().to_string();
         let control = deb.control()?;
         let text = control.iter().find(|(name, _, _)| name == "control").map(|(_, _, content)| content);
@@ -126,7 +130,7 @@ impl Assembly {
     fn files<W: Write>(
         &mut self,
         tree: &mut TreeWriter<W>,
-        deb: &Deb,
+        deb: &mut Deb,
         what: &str,
         conffiles: &BTreeSet<String>,
     ) -> Result<(String, BTreeMap<String, String>)> {

@@ -19,17 +19,39 @@ if [ -n "$EVOKE_PYTHON" ]; then
     for name in python python3 "python$EVOKE_PYTHON"; do
         ln -sf "/usr/bin/python$EVOKE_PYTHON" "/usr/local/bin/$name"
     done
-    # pip of its own, below /usr/local, where `pip install --upgrade pip` can replace it.
-    pip=$(ls /usr/share/python-wheels/pip-*.whl)
-    tools=pip
-    if ls /usr/share/python-wheels/setuptools-*.whl >/dev/null 2>&1 && \
-        python3 -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
-        tools="pip setuptools"
-    fi
-    PIP_ROOT_USER_ACTION=ignore python3 "$pip/pip" install --quiet --no-cache-dir --no-index \
-        --find-links /usr/share/python-wheels --ignore-installed $tools
-    # Programs that look for packages where other builds of Python have them find them.
+    # pip of its own, below /usr/local, where `pip install --upgrade pip` can replace it. The wheels are
+    # unpacked by hand: running pip out of its wheel compiles all of it for one use.
     packages=/usr/local/lib/python$EVOKE_PYTHON
+    mkdir -p "$packages/dist-packages"
+    set -- /usr/share/python-wheels/pip-*.whl
+    if python3 -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
+        for wheel in /usr/share/python-wheels/setuptools-*.whl; do
+            [ ! -e "$wheel" ] || set -- "$@" "$wheel"
+        done
+    fi
+    python3 -I - "$packages/dist-packages" "$@" <<'END'
+import pathlib, sys, zipfile
+target = pathlib.Path(sys.argv[1])
+for wheel in sys.argv[2:]:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+        info = target / next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA")).split("/")[0]
+    (info / "INSTALLER").write_text("pip\n")
+    record = (info / "RECORD").read_text()
+    record += f"{info.name}/INSTALLER,,\n"
+    if info.name.startswith("pip-"):
+        major, minor = sys.version_info[:2]
+        for name in ("pip", "pip3", f"pip{major}.{minor}"):
+            script = pathlib.Path("/usr/local/bin") / name
+            script.write_text(
+                f"#!/usr/local/bin/python\nimport sys\nfrom pip._internal.cli.main import main\n"
+                "sys.exit(main())\n"
+            )
+            script.chmod(0o755)
+            record += f"../../../bin/{name},,\n"
+    (info / "RECORD").write_text(record)
+END
+    # Programs that look for packages where other builds of Python have them find them.
     [ -e "$packages/site-packages" ] || ln -s dist-packages "$packages/site-packages"
 fi
 

@@ -11,11 +11,16 @@ const CONTROL_FILE_MAX: u64 = 8 * 1024 * 1024;
 /// Files of the control archive at most.
 const CONTROL_FILES_MAX: usize = 64;
 
+/// Bytes of a data archive that is decompressed ahead of its use at most.
+const PLAIN_MAX: u64 = 64 * 1024 * 1024;
+
 /// A package file and where its parts are.
 pub(super) struct Deb {
     path: PathBuf,
     control: (u64, u64),
     data: (u64, u64),
+    /// The data archive as a plain tar stream, where it was decompressed ahead of its use.
+    plain: Option<Vec<u8>>,
 }
 
 impl Deb {
@@ -29,7 +34,7 @@ impl Deb {
                 .map(|(_, offset, size)| (*offset, *size))
         };
         match (find("control.tar"), find("data.tar")) {
-            (Some(control), Some(data)) => Ok(Self { path: path.to_owned(), control, data }),
+            (Some(control), Some(data)) => Ok(Self { path: path.to_owned(), control, data, plain: None }),
             _ => Err(ImageError::malformed(path.display().to_string(), "not a Debian package")),
         }
     }
@@ -57,9 +62,25 @@ impl Deb {
         Ok(files)
     }
 
-    /// The data archive as a plain tar stream.
-    pub(super) fn data(&self) -> Result<Box<dyn Read + Send>> {
-        self.part(self.data)
+    /// The same with its data archive decompressed.
+    pub(super) fn decompressed(mut self) -> Result<Self> {
+        let mut plain = Vec::new();
+        let read = self.part(self.data)?.take(PLAIN_MAX).read_to_end(&mut plain);
+        let read = read.map_err(|e| ImageError::malformed(self.path.display().to_string(), e))?;
+        if read as u64 == PLAIN_MAX {
+            // Larger than its description says: read as it is used.
+            return Ok(self);
+        }
+        self.plain = Some(plain);
+        Ok(self)
+    }
+
+    /// The data archive as a plain tar stream. Asked for once.
+    pub(super) fn data(&mut self) -> Result<Box<dyn Read + Send>> {
+        match self.plain.take() {
+            Some(plain) => Ok(Box::new(std::io::Cursor::new(plain))),
+            None => self.part(self.data),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -3,6 +3,7 @@
 //! makes a second layer.
 
 mod archive;
+mod arrivals;
 mod assemble;
 mod control;
 mod deb;
@@ -19,10 +20,11 @@ use crate::log::{LogSink, Tail, say};
 use crate::spec::{ImageSpec, LayerRef};
 use crate::steps::{Command, Root};
 use archive::{Signature, Suite};
+use arrivals::{Arrivals, Taker};
 use names::{Wanted, Wish};
 use resolve::{Catalogue, Package};
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::Arc;
 
 /// Changes with what is written into images, so that older ones are not taken for new ones.
 const RECIPE: &str = "evoke-debian-2";
@@ -86,17 +88,19 @@ impl Bases {
             return Ok(layer);
         }
         let folder = self.tools.download_folder("debian")?;
-        let debs = self.download(selection, &folder, log).await?;
-        say(log, format!("  Unpacking {} packages", debs.len()));
-        let files = debs.clone();
-        let (pipe, writer) = blob::pipe_through("the Debian layer".into(), move |out| {
-            let debs = files.iter().map(|path| deb::Deb::open(path)).collect::<Result<Vec<_>>>()?;
-            assemble::write(&debs, &extra, out)
-        })?;
-        let origin = format!("{} packages of Debian {}", debs.len(), selection.codename);
-        let unpacked = self.tools.unpack(&Root::default(), pipe, &key, origin).await;
-        let layer = blob::settle(unpacked, writer).await?;
-        for file in debs {
+        let arrivals = Arrivals::new(selection.packages.len());
+        let taker = Taker(arrivals.clone());
+        let (pipe, writer) =
+            blob::pipe_through("the Debian layer".into(), move |out| assemble::write(taker, &extra, out))?;
+        let origin = format!("{} packages of Debian {}", selection.packages.len(), selection.codename);
+        let unpack = async {
+            let unpacked = self.tools.unpack(&Root::default(), pipe, &key, origin).await;
+            blob::settle(unpacked, writer).await
+        };
+        let (fetched, layer) = tokio::join!(self.download(selection, &folder, arrivals, log), unpack);
+        fetched?;
+        let layer = layer?;
+        for file in arrivals::targets(&folder, &selection.packages) {
             std::fs::remove_file(&file).map_err(|e| ImageError::io("remove", &file, &e))?;
         }
         Ok(layer)
@@ -106,25 +110,32 @@ impl Bases {
         &self,
         selection: &Selection,
         folder: &Path,
+        arrivals: Arc<Arrivals>,
         log: &dyn LogSink,
-    ) -> Result<Vec<PathBuf>> {
+    ) -> Result<()> {
         let bytes: u64 = selection.packages.iter().map(|p| p.size).sum();
-        say(log, format!("  Downloading {} packages, {} MB", selection.packages.len(), bytes / 1_000_000));
+        say(
+            log,
+            format!(
+                "  Downloading and unpacking {} packages, {} MB",
+                selection.packages.len(),
+                bytes / 1_000_000
+            ),
+        );
         let (fetcher, suites) = (self.tools.fetcher.clone(), selection.suites.clone());
         let (packages, folder) = (selection.packages.clone(), folder.to_owned());
         let (send, mut receive) = tokio::sync::watch::channel((0u64, bytes));
         let work = blocking("download packages", move || {
-            let send = Mutex::new(send);
-            archive::download(&fetcher, &suites, &packages, &folder, &|done, total| {
-                let send = send.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let tell = |done, total| {
                 send.send_replace((done, total));
-            })
+            };
+            arrivals.fetch(&fetcher, &suites, &packages, &folder, &tell)
         });
         tokio::pin!(work);
         let mut told = 0;
         loop {
             tokio::select! {
-                files = &mut work => return files,
+                ended = &mut work => return ended,
                 changed = receive.changed() => {
                     if changed.is_err() {
                         return work.await;
@@ -244,8 +255,14 @@ fn catalogue(
     ];
     let mut catalogue = Catalogue::default();
     let mut notes = Vec::new();
-    for (origin, suite) in suites.iter().enumerate() {
-        match archive::package_list(fetcher, suite, architecture()) {
+    let lists: Vec<_> = std::thread::scope(|scope| {
+        let ask = |suite| scope.spawn(move || archive::package_list(fetcher, suite, architecture()));
+        let asked: Vec<_> = suites.iter().map(ask).collect();
+        let lost = |_| Err(ImageError::builder("read a package list", "its thread died"));
+        asked.into_iter().map(|list| list.join().unwrap_or_else(lost)).collect()
+    });
+    for (origin, (suite, list)) in suites.iter().zip(lists).enumerate() {
+        match list {
             Ok(list) => {
                 catalogue.add(&list.text, origin);
                 let said = match list.signature {

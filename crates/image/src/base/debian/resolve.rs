@@ -17,6 +17,8 @@ pub(super) struct Package {
     pub origin: usize,
     pub filename: String,
     pub size: u64,
+    /// What its files take, roughly.
+    pub installed_bytes: u64,
     pub sha256: String,
     pub essential: bool,
     pub required: bool,
@@ -35,6 +37,7 @@ impl Package {
             origin,
             filename: stanza.get("Filename")?.to_owned(),
             size: stanza.get("Size")?.parse().ok()?,
+            installed_bytes: installed_bytes(stanza),
             sha256: stanza.get("SHA256")?.to_owned(),
             essential: stanza.get("Essential") == Some("yes"),
             required: stanza.get("Priority") == Some("required"),
@@ -42,6 +45,12 @@ impl Package {
             provides: groups("Provides").into_iter().flatten().collect(),
         })
     }
+}
+
+/// The field counts kibibytes; a package that says nothing is taken for a large one.
+fn installed_bytes(stanza: &Stanza) -> u64 {
+    let kibibytes: Option<u64> = stanza.get("Installed-Size").and_then(|size| size.parse().ok());
+    kibibytes.map_or(u64::MAX, |size| size.saturating_mul(1024))
 }
 
 /// The newest version of each package.
