@@ -205,6 +205,27 @@ def test_force_build_builds_again(client: Client) -> None:
     assert stamps[0] == stamps[1] != stamps[2]
 
 
+def test_ignore_cache_builds_beside_what_is_cached(client: Client) -> None:
+    program = """
+        base = modal.Image.debian_slim()
+        image = base.run_commands("echo $E2E && head -c 8 /dev/urandom | od -An -tx1 > /stamp", env={"E2E": "TOKEN"})
+        app = modal.App("ignore", image=image)
+
+        @app.function()
+        def stamp():
+            return open("/stamp").read().strip()
+
+        @app.local_entrypoint()
+        def main():
+            report("stamp", stamp.remote())
+        """.replace("TOKEN", token_hex(8))
+    stamps = [
+        client.program(program, env={"MODAL_IGNORE_CACHE": ignore} if ignore else {}).ok()["stamp"]
+        for ignore in ("", "1", "")
+    ]
+    assert stamps[0] == stamps[2] != stamps[1]
+
+
 def test_a_failing_build_shows_its_log_and_line_and_is_not_cached(client: Client) -> None:
     program = """
         base = modal.Image.debian_slim().env({"E2E_TOKEN": os.environ.get("E2E_TOKEN", "")})

@@ -98,6 +98,8 @@ impl Control {
         let digest = recipe_digest(&self.with_known_secrets(image.clone()).await?, &version);
         let known = self.store.images().by_recipe(digest.clone()).await.map_err(stored)?;
         let anew = request.force_build || request.ignore_cache;
+        // Who asks for both wants the cache replaced.
+        let apart = request.ignore_cache && !request.force_build;
         if let Some(row) = known.as_ref().filter(|row| row.state == ImageState::Ready && !anew) {
             return ready_reply(row);
         }
@@ -109,7 +111,7 @@ impl Control {
         let now = self.now();
         let row = ImageRow {
             id,
-            recipe_digest: if request.ignore_cache { format!("{digest}:{id}") } else { digest },
+            recipe_digest: if apart { format!("{digest}:{id}") } else { digest },
             state: ImageState::Building,
             built: String::new(),
             build_log: None,
@@ -120,7 +122,7 @@ impl Control {
             metadata: Vec::new(),
         };
         let reply = api::ImageGetOrCreateResponse { image_id: id.to_string(), ..Default::default() };
-        if self.begin_build(&row, request, version, anew) {
+        if self.begin_build(&row, request, version) {
             self.commit(&context, vec![ImageWrite::Put(row).into()], Grade::Synced, &reply).await?;
         }
         Ok(reply)
@@ -148,7 +150,6 @@ impl Control {
         row: &ImageRow,
         request: api::ImageGetOrCreateRequest,
         version: String,
-        anew: bool,
     ) -> bool {
         let build = Arc::new(Build::new());
         {
@@ -161,7 +162,7 @@ impl Control {
         let row = row.clone();
         self.spawn("image-build", move |control| async move {
             let started = Instant::now();
-            let outcome = control.build_image(&row, request, version, anew, build.clone()).await;
+            let outcome = control.build_image(&row, request, version, build.clone()).await;
             let outcome = outcome.map_err(|status| Error::new(code_of(status.code), status.message));
             if let Err(error) = control.record_build(row, &outcome).await {
                 tracing::error!(%error, "could not record the end of a build");
@@ -198,9 +199,9 @@ impl Control {
         row: &ImageRow,
         request: api::ImageGetOrCreateRequest,
         version: String,
-        anew: bool,
         build: Arc<Build>,
     ) -> Result<BuiltImage, Status> {
+        let (force_build, ignore_cache) = (request.force_build, request.ignore_cache);
         let image = request.image.unwrap_or_default();
         let mut bases = Vec::new();
         for base in &image.base_images {
@@ -230,7 +231,8 @@ impl Control {
             bases,
             secrets,
             context,
-            force: anew,
+            force_build,
+            ignore_cache,
             log: Arc::new(log),
         };
         Ok(self.builder.build(request).await?)

@@ -87,8 +87,10 @@ pub struct BuildRequest {
     pub secrets: Vec<(String, String)>,
     /// Files of the context mount: path, digest, mode; and a folder with them.
     pub context: Option<(Vec<api::MountFile>, PathBuf)>,
-    /// Do not use cached layers.
-    pub force: bool,
+    /// Build anew and replace what is cached.
+    pub force_build: bool,
+    /// Build anew and leave what is cached alone.
+    pub ignore_cache: bool,
     /// Called with each piece of the build's log: file descriptor (1 or 2) and text.
     pub log: BuildLog,
 }

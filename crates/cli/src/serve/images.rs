@@ -95,8 +95,8 @@ impl ImageBuilder for Images {
             recipe,
             secret_env: request.secrets,
             credentials: None,
-            force_build: request.force,
-            ignore_cache: false,
+            force_build: request.force_build,
+            ignore_cache: request.ignore_cache,
         };
         let spec = self.builder.build(wanted, Arc::new(Lines(request.log))).await.map_err(|e| e.to_core())?;
         let built = built_of(&spec)?;
