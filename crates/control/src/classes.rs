@@ -14,7 +14,7 @@ impl Control {
         context: CallContext,
         request: api::ClassCreateRequest,
     ) -> Result<api::ClassCreateResponse, Status> {
-        let app = self.app(&request.app_id)?;
+        let app = self.running_app(&request.app_id)?;
         let id = match request.existing_class_id.as_str() {
             "" => ClassId::new(self.now(), &mut *self.entropy()),
             existing => parse_id(existing)?,
@@ -41,17 +41,13 @@ impl Control {
         _context: CallContext,
         request: api::ClassGetRequest,
     ) -> Result<api::ClassGetResponse, Status> {
-        let environment = self.environment(&request.environment_name)?;
-        let live = self.registry.lock();
-        let app = live.deployed(environment.id, &request.app_name).ok_or_else(|| {
-            Status::not_found(format!(
-                "App '{}' is not deployed in environment '{}'. Deploy it with: evoke deploy FILE",
-                request.app_name, environment.name
-            ))
-        })?;
-        let id = app.classes.get(&request.object_tag).ok_or_else(|| {
+        let (app, pinned) =
+            self.lookup(&request.environment_name, &request.app_name, request.app_version).await?;
+        let classes = pinned.as_ref().map_or(&app.classes, |version| &version.classes);
+        let id = classes.get(&request.object_tag).ok_or_else(|| {
             Status::not_found(format!("App '{}' has no class '{}'", request.app_name, request.object_tag))
         })?;
+        let live = self.registry.lock();
         let handle_metadata = live.classes.get(id).map(|class| class.metadata.clone());
         Ok(api::ClassGetResponse { class_id: id.to_string(), handle_metadata, ..Default::default() })
     }

@@ -174,9 +174,18 @@ impl Control {
             "" => None,
             app => Some(parse_id::<evoke_core::AppId>(app)?),
         };
+        // An app's id is clear by itself.
+        let environment = match (&wanted, request.environment_name.as_str()) {
+            (Some(_), _) | (None, "") => None,
+            (None, name) => Some(self.environment(name)?.id),
+        };
         let apps: Vec<_> = {
             let live = self.registry.lock();
-            let apps = live.apps.values().filter(|app| wanted.is_none_or(|id| id == app.row.id));
+            let apps = live
+                .apps
+                .values()
+                .filter(|app| wanted.is_none_or(|id| id == app.row.id))
+                .filter(|app| environment.is_none_or(|id| id == app.row.environment_id));
             apps.map(|app| (app.row.id, app.row.description.clone())).collect()
         };
         let mut tasks = Vec::new();

@@ -73,6 +73,15 @@ impl Definition {
         Self::from_create_request(body, &request)
     }
 
+    /// Whether a container could not tell the two apart. Clients encode maps in any order; a field that this
+    /// server does not know shows in the length.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.raw == other.raw
+            || (self.raw.len() == other.raw.len()
+                && self.function == other.function
+                && self.data == other.data)
+    }
+
     /// The handle metadata for a function of this definition.
     pub fn metadata(&self, app: AppId, definition: DefinitionId) -> api::FunctionHandleMetadata {
         let function = &self.function;
@@ -147,10 +156,6 @@ impl Definition {
         let web = function.webhook_config.is_some() || function.http_config.is_some();
         let buckets = !function.cloud_bucket_mounts.is_empty();
         let all = [
-            (
-                function.schedule.is_some(),
-                "schedule= is not served by this Evoke version; the function never runs by itself",
-            ),
             (web, "web endpoints are not served by this Evoke version; the function gets no URL"),
             (
                 buckets,

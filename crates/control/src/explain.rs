@@ -112,7 +112,12 @@ impl Control {
         let functions = self.function_overviews(id).await?;
         let described = functions.iter().map(|function| {
             let reasons = self.calls.look(|engine| engine.reasons(function.id));
+            let schedule = self.schedules.overview(function.id, self.now());
             json!({
+                "schedule": schedule.map(|times| json!({
+                    "next_due_ms": times.next.map(|at| at.0),
+                    "last_due_ms": times.last.map(|at| at.0),
+                })),
                 "function": function.name,
                 "containers": function.containers,
                 "queued": function.queued,

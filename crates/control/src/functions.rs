@@ -6,7 +6,7 @@ use crate::{Control, parse_id, stored};
 use bytes::Bytes;
 use evoke_core::{DefinitionId, FunctionId};
 use evoke_proto::{CallContext, Status, api};
-use evoke_store::{DefinitionRow, FunctionRow, FunctionWrite, Grade, Write};
+use evoke_store::{DefinitionRow, FunctionRow, FunctionWrite, Grade};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ impl Control {
         _context: CallContext,
         request: api::FunctionPrecreateRequest,
     ) -> Result<api::FunctionPrecreateResponse, Status> {
-        let app = self.app(&request.app_id)?;
+        let app = self.running_app(&request.app_id)?;
         let id = match request.existing_function_id.as_str() {
             "" => FunctionId::new(self.now(), &mut *self.entropy()),
             existing => parse_id(existing)?,
@@ -32,12 +32,15 @@ impl Control {
         request: api::FunctionCreateRequest,
         body: Bytes,
     ) -> Result<api::FunctionCreateResponse, Status> {
-        let app = self.app(&request.app_id)?;
+        let app = self.running_app(&request.app_id)?;
         let definition = Definition::from_create_request(&body, &request)?;
-        if definition.function.function_name.is_empty() {
+        let name = definition.function.function_name.clone();
+        if name.is_empty() {
             return Err(Status::invalid("The function has no name"));
         }
         let now = self.now();
+        crate::schedules::schedule_of(&definition.function, now)
+            .map_err(|why| Status::invalid(format!("The schedule of '{name}' is refused: {why}")))?;
         let id = match request.existing_function_id.as_str() {
             "" => FunctionId::new(now, &mut *self.entropy()),
             existing => parse_id(existing)?,
@@ -48,33 +51,49 @@ impl Control {
         }
         let unsatisfiable = self.machine.refusal(&definition)?;
         if let Some(reason) = &unsatisfiable {
-            context.warn(format!("{}: {reason}", definition.function.function_name));
+            context.warn(format!("{name}: {reason}"));
         }
         for ignored in definition.ignored() {
-            context.warn(format!("{}: {ignored}", definition.function.function_name));
+            context.warn(format!("{name}: {ignored}"));
         }
         let definition_id = DefinitionId::new(now, &mut *self.entropy());
         let metadata = definition.metadata(app.row.id, definition_id);
+        let reply = api::FunctionCreateResponse {
+            function_id: id.to_string(),
+            function: Some(definition.function.clone()),
+            handle_metadata: Some(metadata.clone()),
+            function_data: Some(definition.data.clone()),
+            ..Default::default()
+        };
+        let define = DefinitionRow {
+            id: definition_id,
+            function_id: id,
+            created_at: now,
+            body: body.to_vec(),
+            metadata: metadata.encode_to_vec(),
+        };
+        if previous.as_ref().is_some_and(|function| app.has_published(function)) {
+            // What runs stays as it is until the new definition is published.
+            self.commit(&context, vec![FunctionWrite::Define(define).into()], Grade::Synced, &reply).await?;
+            return Ok(reply);
+        }
         let function = Function {
             id,
             app_id: app.row.id,
-            tag: definition.function.function_name.clone(),
+            tag: name,
             definition_id,
             generation: previous.as_ref().map_or(1, |function| function.generation + 1),
-            metadata: metadata.clone(),
+            metadata,
             base: None,
             serialized_params: Bytes::new(),
+            options: Arc::default(),
+            pinned: None,
+            removed: false,
             unsatisfiable,
             definition: Arc::new(definition),
         };
-        let reply = api::FunctionCreateResponse {
-            function_id: id.to_string(),
-            function: Some(function.definition.function.clone()),
-            handle_metadata: Some(metadata.clone()),
-            function_data: Some(function.definition.data.clone()),
-            ..Default::default()
-        };
-        let writes = self.function_writes(&function, body, now);
+        let row = function_row(&function, &body, now);
+        let writes = vec![FunctionWrite::Define(define).into(), FunctionWrite::Put(row).into()];
         self.commit(&context, writes, Grade::Synced, &reply).await?;
         let builder = function.definition.function.is_builder_function;
         self.registry.lock().functions.insert(id, Arc::new(function));
@@ -83,31 +102,6 @@ impl Control {
             self.make_live(id).await?;
         }
         Ok(reply)
-    }
-
-    fn function_writes(&self, function: &Function, body: Bytes, now: evoke_core::UnixMs) -> Vec<Write> {
-        let metadata = function.metadata.encode_to_vec();
-        let define = DefinitionRow {
-            id: function.definition_id,
-            function_id: function.id,
-            created_at: now,
-            body: body.to_vec(),
-            metadata: metadata.clone(),
-        };
-        let row = FunctionRow {
-            id: function.id,
-            app_id: function.app_id,
-            tag: function.tag.clone(),
-            definition_id: Some(function.definition_id),
-            generation: function.generation,
-            created_at: now,
-            deleted_at: None,
-            base_id: None,
-            variant: None,
-            body: body.to_vec(),
-            metadata,
-        };
-        vec![FunctionWrite::Define(define).into(), FunctionWrite::Put(row).into()]
     }
 
     /// Gives a function to the scheduler: from now on its calls run.
@@ -121,22 +115,20 @@ impl Control {
         _context: CallContext,
         request: api::FunctionGetRequest,
     ) -> Result<api::FunctionGetResponse, Status> {
-        let environment = self.environment(&request.environment_name)?;
-        let live = self.registry.lock();
-        let app = live.deployed(environment.id, &request.app_name).ok_or_else(|| {
-            Status::not_found(format!(
-                "App '{}' is not deployed in environment '{}'. Deploy it with: evoke deploy FILE",
-                request.app_name, environment.name
-            ))
-        })?;
-        let found = app.functions.get(&request.object_tag).and_then(|id| live.functions.get(id));
-        let Some(function) = found else {
-            let status = Status::not_found(format!(
-                "App '{}' has no function '{}'",
-                request.app_name, request.object_tag
-            ));
-            let is_class = app.classes.contains_key(&request.object_tag);
-            return Err(if is_class { status.class_name_used() } else { status });
+        let tag = request.object_tag.as_str();
+        let (app, pinned) =
+            self.lookup(&request.environment_name, &request.app_name, request.app_version).await?;
+        let (functions, classes) = match &pinned {
+            Some(version) => (&version.functions, &version.classes),
+            None => (&app.functions, &app.classes),
+        };
+        let Some(id) = functions.get(tag).copied() else {
+            let status = Status::not_found(format!("App '{}' has no function '{tag}'", request.app_name));
+            return Err(if classes.contains_key(tag) { status.class_name_used() } else { status });
+        };
+        let function = match pinned {
+            Some(version) => self.pin(id, &version).await?,
+            None => self.function(&id.to_string())?,
         };
         Ok(api::FunctionGetResponse {
             function_id: function.id.to_string(),
@@ -161,11 +153,18 @@ impl Control {
     /// The live function with this id.
     pub(crate) fn function(&self, text: &str) -> Result<Arc<Function>, Status> {
         let id: FunctionId = parse_id(text)?;
-        self.registry.function(id).ok_or_else(|| {
+        let found = self.registry.function(id).ok_or_else(|| {
             Status::not_found(format!(
                 "The function {id} does not exist: its app was stopped, or never ran here"
             ))
-        })
+        })?;
+        if found.removed {
+            return Err(Status::not_found(format!(
+                "The function '{}' ({id}) is no part of its app any more: a later deployment left it out",
+                found.tag
+            )));
+        }
+        Ok(found)
     }
 
     pub(crate) async fn function_bind_params(
@@ -173,8 +172,12 @@ impl Control {
         context: CallContext,
         request: api::FunctionBindParamsRequest,
     ) -> Result<api::FunctionBindParamsResponse, Status> {
-        let base = self.function(&request.function_id)?;
-        let options = request.function_options.clone().unwrap_or_default();
+        let mut base = self.function(&request.function_id)?;
+        let mut options = request.function_options.clone().unwrap_or_default();
+        if let Some(version) = options.pinned_app_version.take().filter(|_| base.pinned.is_none()) {
+            let app = self.app(&base.app_id.to_string())?;
+            base = self.pin(base.id, &self.pinned_version(&app, version).await?).await?;
+        }
         if request.serialized_params.is_empty() && options == api::FunctionOptions::default() {
             return Ok(bound_reply(&base));
         }
@@ -184,7 +187,7 @@ impl Control {
         if let Some(existing) = existing {
             return Ok(bound_reply(&existing));
         }
-        let function = variant_of(&base, id, &request.serialized_params, &options);
+        let function = variant_of(&base, id, &request.serialized_params, Arc::new(options));
         let row = FunctionRow {
             id,
             app_id: base.app_id,
@@ -205,10 +208,11 @@ impl Control {
         Ok(reply)
     }
 
-    /// Rebuilds the live functions of an app from the store, at start.
+    /// Rebuilds the functions of an app from the store, at start: those that left it too, because they may
+    /// have calls to finish.
     pub(crate) async fn load_functions(&self, app: evoke_core::AppId) -> Result<Vec<FunctionId>, Status> {
         let rows = self.store.functions().of_app(app).await.map_err(stored)?;
-        let (bases, variants): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.base_id.is_none());
+        let (bases, mut variants): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.base_id.is_none());
         let mut loaded = Vec::new();
         for row in bases {
             let Some(definition_id) = row.definition_id else { continue };
@@ -223,23 +227,61 @@ impl Control {
                 metadata: definition.metadata(row.app_id, definition_id),
                 base: None,
                 serialized_params: Bytes::new(),
+                options: Arc::default(),
+                pinned: None,
+                removed: row.deleted_at.is_some(),
                 unsatisfiable,
                 definition: Arc::new(definition),
             };
             loaded.push(function.id);
             self.registry.lock().functions.insert(function.id, Arc::new(function));
         }
-        for row in variants {
-            let Some(base) = row.base_id.and_then(|id| self.registry.function(id)) else { continue };
-            let request = api::FunctionBindParamsRequest::decode(row.body.as_slice()).map_err(|error| {
-                Status::new(evoke_proto::Code::DataLoss, format!("stored variant: {error}"))
-            })?;
-            let options = request.function_options.clone().unwrap_or_default();
-            let function = variant_of(&base, row.id, &request.serialized_params, &options);
-            loaded.push(function.id);
-            self.registry.lock().functions.insert(function.id, Arc::new(function));
+        // A variant may be one of another variant: those whose base is there, until no more are.
+        loop {
+            let (ready, rest): (Vec<_>, Vec<_>) = variants
+                .into_iter()
+                .partition(|row| row.base_id.is_some_and(|base| self.registry.function(base).is_some()));
+            if ready.is_empty() {
+                return Ok(loaded);
+            }
+            for row in ready {
+                let function = self.load_variant(&row).await?;
+                loaded.push(function.id);
+                self.registry.lock().functions.insert(function.id, Arc::new(function));
+            }
+            variants = rest;
         }
-        Ok(loaded)
+    }
+
+    async fn load_variant(&self, row: &FunctionRow) -> Result<Function, Status> {
+        let damaged =
+            |text: String| Status::new(evoke_proto::Code::DataLoss, format!("stored variant: {text}"));
+        let base = row.base_id.and_then(|id| self.registry.function(id));
+        let base = base.ok_or_else(|| damaged(format!("{} has no base", row.id)))?;
+        let request = api::FunctionBindParamsRequest::decode(row.body.as_slice())
+            .map_err(|error| damaged(error.to_string()))?;
+        let options = request.function_options.clone().unwrap_or_default();
+        match options.pinned_app_version {
+            Some(version) if base.pinned.is_none() => self.load_pinned(&base, version).await,
+            _ => Ok(variant_of(&base, row.id, &request.serialized_params, Arc::new(options))),
+        }
+    }
+}
+
+/// A function as it is stored.
+fn function_row(function: &Function, body: &Bytes, now: evoke_core::UnixMs) -> FunctionRow {
+    FunctionRow {
+        id: function.id,
+        app_id: function.app_id,
+        tag: function.tag.clone(),
+        definition_id: Some(function.definition_id),
+        generation: function.generation,
+        created_at: now,
+        deleted_at: None,
+        base_id: None,
+        variant: None,
+        body: body.to_vec(),
+        metadata: function.metadata.encode_to_vec(),
     }
 }
 
@@ -251,7 +293,7 @@ fn bound_reply(function: &Function) -> api::FunctionBindParamsResponse {
 }
 
 /// What tells a variant from others of the same base.
-fn variant_key(request: &api::FunctionBindParamsRequest) -> Vec<u8> {
+pub(crate) fn variant_key(request: &api::FunctionBindParamsRequest) -> Vec<u8> {
     let mut hash = Sha256::new();
     hash.update((request.serialized_params.len() as u64).to_le_bytes());
     hash.update(&request.serialized_params);
@@ -260,7 +302,7 @@ fn variant_key(request: &api::FunctionBindParamsRequest) -> Vec<u8> {
 }
 
 /// The same base, parameters and options give the same id, as the client expects.
-fn bound_id(base: FunctionId, variant: &[u8]) -> FunctionId {
+pub(crate) fn bound_id(base: FunctionId, variant: &[u8]) -> FunctionId {
     let digest = Sha256::new().chain_update(base.suffix()).chain_update(variant).finalize();
     let mut bits = [0u8; 16];
     bits.copy_from_slice(&digest[..16]);
@@ -268,9 +310,14 @@ fn bound_id(base: FunctionId, variant: &[u8]) -> FunctionId {
 }
 
 /// A variant of `base`: its own pool, its options over the base's settings.
-fn variant_of(base: &Function, id: FunctionId, params: &Bytes, options: &api::FunctionOptions) -> Function {
+pub(crate) fn variant_of(
+    base: &Function,
+    id: FunctionId,
+    params: &Bytes,
+    options: Arc<api::FunctionOptions>,
+) -> Function {
     let mut definition = (*base.definition).clone();
-    let patch = apply_options(&mut definition.function, options);
+    let patch = apply_options(&mut definition.function, &options);
     if patch != api::Function::default() {
         // Protobuf merges what is appended into what is there, field by field.
         let mut raw = definition.raw.to_vec();
@@ -284,6 +331,7 @@ fn variant_of(base: &Function, id: FunctionId, params: &Bytes, options: &api::Fu
         metadata,
         base: Some(base.id),
         serialized_params: params.clone(),
+        options,
         definition: Arc::new(definition),
         ..base.clone()
     }

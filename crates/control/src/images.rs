@@ -1,9 +1,9 @@
 //! Images: the same recipe is the same image; what is not built yet is built once, however many ask.
 
+use crate::invocations::call_without_arguments;
 use crate::ports::{BuildRequest, BuiltImage};
 use crate::results::client_item;
 use crate::{Control, blocking, parse_id, stored};
-use bytes::Bytes;
 use evoke_core::{Error, FunctionId, ImageId};
 use evoke_engine::{CallType, Invocation, MapRequest, NewInput, ResultStatus};
 use evoke_proto::{BoxStream, CallContext, Code, Status, api};
@@ -23,8 +23,6 @@ const LOG_PIECES_MAX: usize = 20_000;
 const LOG_PIECES_PER_MESSAGE: usize = 256;
 /// The longest that one log stream is held (seconds), whatever the client asks for.
 const STREAM_SECS_MAX: f32 = 60.0;
-/// `((), {})` in pickle's protocol 4: the arguments of a build function that takes none.
-const EMPTY_ARGUMENTS: &[u8] = b"\x80\x04)}\x86.";
 
 /// Builds that run or ended a short while ago, by image.
 #[derive(Default)]
@@ -250,12 +248,7 @@ impl Control {
         let name = self.registry.function(function).map_or_else(String::new, |f| f.tag.clone());
         log(1, &format!("=> Step: RUN function {name}\n"));
         let committed = self.commits.expect(function);
-        let input = input.unwrap_or_else(|| api::FunctionInput {
-            args_oneof: Some(api::function_input::ArgsOneof::Args(Bytes::from_static(EMPTY_ARGUMENTS))),
-            data_format: api::DataFormat::Pickle as i32,
-            final_input: true,
-            ..Default::default()
-        });
+        let input = input.unwrap_or_else(call_without_arguments);
         let map = MapRequest {
             function_id: function,
             call_type: CallType::Unary,

@@ -24,6 +24,8 @@ const OUTPUT_BYTES_PER_REPLY: usize = 16 << 20;
 const POLL_SECS_MAX: f32 = 60.0;
 /// Chunks read from the store at a time.
 const CHUNKS_PER_READ: u32 = 64;
+/// `((), {})` in pickle's protocol 4.
+const NO_ARGUMENTS: &[u8] = b"\x80\x04)}\x86.";
 
 impl Control {
     pub(crate) async fn function_map(
@@ -424,6 +426,16 @@ fn accepted(inputs: &[(i32, InputId)]) -> Vec<api::FunctionPutInputsResponseItem
         input_jwt: String::new(),
     };
     inputs.iter().map(item).collect()
+}
+
+/// The input of a call that is made by the server itself, for a function that takes no arguments.
+pub(crate) fn call_without_arguments() -> api::FunctionInput {
+    api::FunctionInput {
+        args_oneof: Some(api::function_input::ArgsOneof::Args(Bytes::from_static(NO_ARGUMENTS))),
+        data_format: api::DataFormat::Pickle as i32,
+        final_input: true,
+        ..Default::default()
+    }
 }
 
 pub(crate) fn encoded(message: &impl Message) -> Bytes {

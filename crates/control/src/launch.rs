@@ -39,6 +39,23 @@ impl Control {
     ) {
         tracing::debug!(%task, %function, reason, "starting container");
         let Err(status) = self.try_launch(task, function, definition).await else { return };
+        if status.code == Code::Aborted || !self.is_wanted(task) {
+            // It was told to stop before it began, by a deployment or with its app: nobody's fault.
+            let exit = ContainerExit {
+                oom: false,
+                code: None,
+                signal: None,
+                cause: ExitCause::WorkerLost,
+                text: "it was not needed any more before it began".into(),
+            };
+            let gone = ContainerEvent::Exited(exit);
+            let told =
+                self.calls.apply(&self, |engine, now| Ok(engine.container_event(task, gone, now))).await;
+            if let Err(status) = told {
+                tracing::error!(%task, %status, "could not record that a container was not needed");
+            }
+            return;
+        }
         tracing::warn!(%task, %function, %status, "the container could not be started");
         if let Err(status) = self.start_failed(task, &status.message).await {
             tracing::error!(%task, %status, "could not record the failed start");
@@ -82,9 +99,16 @@ impl Control {
             return Err(Status::new(Code::Aborted, "the function was redefined meanwhile"));
         }
         let assignment = self.assignment(task, &function).await?;
+        if !self.is_wanted(task) {
+            return Err(Status::new(Code::Aborted, "the container was told to stop meanwhile"));
+        }
         let with = with_bytes(&function, &assignment);
         self.calls.apply(self, |engine, _| Ok(engine.task_with(task, with, StartPath::Plain))).await?;
         Ok(self.worker().assign(assignment).await?)
+    }
+
+    fn is_wanted(&self, task: TaskId) -> bool {
+        self.calls.look(|engine| engine.task_info(task)).is_some_and(|info| !info.stopping)
     }
 
     async fn assignment(&self, task: TaskId, function: &Arc<Function>) -> Result<Assignment, Status> {
@@ -176,7 +200,10 @@ impl Control {
             live.apps.get(&function.app_id).cloned()
         };
         let app = app.ok_or_else(|| Status::not_found("the app is gone"))?;
-        let mut layout = self.layout(&app);
+        let mut layout = match &function.pinned {
+            Some(version) => self.layout(&version.functions, &version.classes),
+            None => self.layout(&app.functions, &app.classes),
+        };
         let present: HashSet<String> = layout.objects.iter().map(|object| object.object_id.clone()).collect();
         let own = function.base.unwrap_or(function.id).to_string();
         if !present.contains(&own) {

@@ -7,11 +7,13 @@
 //! Entry points: [`Control::start`], [`Control::resume`]; it is an [`evoke_proto::Service`] and an
 //! [`evoke_proto::worker::Control`]. What it needs of other rooms comes in through [`ports`].
 
+mod app_info;
 mod apps;
 mod blobs;
 mod classes;
 mod containers;
 mod definition;
+mod deployments;
 mod environments;
 mod explain;
 mod functions;
@@ -24,11 +26,13 @@ mod machine;
 mod mounts;
 mod overview;
 pub mod ports;
+mod publish;
 mod rebuild;
 mod registry;
 mod reports;
 mod results;
 mod retention;
+mod schedules;
 mod secrets;
 mod service;
 mod shared_volumes;
@@ -118,6 +122,9 @@ pub struct Control {
     pub(crate) machine: Machine,
     pub(crate) calls: shell::Calls,
     pub(crate) registry: registry::Registry,
+    pub(crate) schedules: schedules::Schedules,
+    /// Held while what an app consists of is changed.
+    pub(crate) publishing: tokio::sync::Mutex<()>,
     pub(crate) builds: images::Builds,
     pub(crate) commits: reports::Commits,
     pub(crate) polls: containers::Polls,
@@ -163,6 +170,8 @@ impl Control {
             urls,
             clock,
             registry: registry::Registry::default(),
+            schedules: schedules::Schedules::default(),
+            publishing: tokio::sync::Mutex::default(),
             builds: images::Builds::default(),
             commits: reports::Commits::default(),
             polls: containers::Polls::default(),
@@ -199,11 +208,7 @@ impl Control {
         self.calls.apply(self, |engine, now| Ok(engine.put_worker(capacity, now))).await?;
         for row in self.store.apps().live().await.map_err(stored)? {
             let app = row.id;
-            let environment = {
-                let live = self.registry.lock();
-                let found = live.environments.values().find(|e| e.id == row.environment_id);
-                found.map_or_else(String::new, |e| e.name.clone())
-            };
+            let environment = self.environment_of(&row);
             self.insert_app(row, environment);
             for class in self.store.classes().of_app(app).await.map_err(stored)? {
                 let metadata = prost::Message::decode(class.metadata.as_slice()).unwrap_or_default();
@@ -217,6 +222,7 @@ impl Control {
                 }
             }
         }
+        self.load_schedules().await?;
         let recovered = self.store.read(|db| Ok(evoke_store::calls::recover(db)?)).await.map_err(stored)?;
         self.calls.apply(self, |engine, now| Ok(engine.recover(recovered, now))).await
     }
@@ -242,25 +248,31 @@ impl Control {
         }
         self.spawn("engine-timer", |control| async move { control.calls.run_timer(control.clone()).await });
         self.spawn("retention", Control::run_retention);
+        self.spawn("schedules", Control::keep_schedules);
         self.spawn("client-liveness", |control| async move { control.watch_clients().await });
         Ok(())
     }
 
-    /// Stops ephemeral apps whose client has gone silent. Sleeps until the next one can be due.
+    /// Stops ephemeral apps whose client has gone silent, and lets detached ones go on alone. Sleeps until the
+    /// next one can be due.
     async fn watch_clients(self: Arc<Self>) {
         loop {
             let now = self.now();
             let (silent, next) = {
                 let live = self.registry.lock();
-                let watched = live.apps.values().filter(|app| app.needs_client() && !app.stopping);
+                let watched = live.apps.values().filter(|app| app.has_client() && !app.stopping);
                 let due = |app: &registry::App| app.heard_at.plus_ms(apps::CLIENT_SILENCE_MS_MAX);
                 let (silent, waiting): (Vec<_>, Vec<_>) = watched.partition(|app| due(app) <= now);
-                let silent: Vec<_> = silent.iter().map(|app| app.row.id).collect();
+                let silent: Vec<_> = silent.iter().map(|app| (app.row.id, app.needs_client())).collect();
                 (silent, waiting.into_iter().map(due).min())
             };
-            for app in silent {
-                if let Err(status) = self.stop_app(app, "its client was not heard of for a minute").await {
-                    tracing::error!(%app, %status, "could not stop an app whose client is gone");
+            for (app, ends) in silent {
+                let done = match ends {
+                    true => self.stop_app(app, "its client was not heard of for a minute").await,
+                    false => self.client_left(app).await,
+                };
+                if let Err(status) = done {
+                    tracing::error!(%app, %status, "could not record that an app's client is gone");
                 }
             }
             match next {

@@ -5,12 +5,10 @@ use crate::{Control, parse_id, stored};
 use evoke_core::id::ParseIdError;
 use evoke_core::{AppId, Phase, TaskId, UnixMs};
 use evoke_proto::{CallContext, Status, api};
-use evoke_store::logs::{Filter, TimeRange};
+use evoke_store::logs::{Filter, RANGE_ENTRIES_MAX, TimeRange, Wanted};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Entries in one answer, as the clients bound it too.
-const ENTRIES_MAX: usize = 20_000;
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -22,16 +20,19 @@ impl Control {
     ) -> Result<api::AppFetchLogsResponse, Status> {
         let app: AppId = parse_id(&request.app_id)?;
         let time = span(request.since, request.until);
-        let limit = usize::try_from(request.limit).unwrap_or(ENTRIES_MAX).min(ENTRIES_MAX);
+        let wanted = match usize::try_from(request.limit).unwrap_or(usize::MAX) {
+            lines @ 1..RANGE_ENTRIES_MAX => Wanted::Lines(lines),
+            _ => Wanted::Everything,
+        };
         let filter = Filter {
             task: chosen(&request.task_id)?,
-            function: chosen(&request.function_id)?,
+            functions: self.functions_meant(&request.function_id, &request.parametrized_function_id)?,
             call: chosen(&request.function_call_id)?,
             input: None,
             fd: descriptor(request.source),
             text: (!request.search_text.is_empty()).then_some(request.search_text),
         };
-        let found = self.logs.read_range(app.into(), time, filter, limit).await.map_err(stored)?;
+        let found = self.logs.read_range(app.into(), time, filter, wanted).await.map_err(stored)?;
         Ok(api::AppFetchLogsResponse { batches: batches(found.entries) })
     }
 
@@ -44,7 +45,7 @@ impl Control {
         let time = span(request.since, request.until);
         let filter = Filter {
             task: chosen(&request.task_id)?,
-            function: chosen(&request.function_id)?,
+            functions: self.functions_meant(&request.function_id, &request.parametrized_function_id)?,
             call: chosen(&request.function_call_id)?,
             input: None,
             fd: descriptor(request.source),
@@ -90,19 +91,18 @@ impl Control {
 }
 
 /// The id to look for; none where none is asked for.
-fn chosen<T: FromStr<Err = ParseIdError>>(text: &str) -> Result<Option<T>, Status> {
+pub(crate) fn chosen<T: FromStr<Err = ParseIdError>>(text: &str) -> Result<Option<T>, Status> {
     if text.is_empty() { Ok(None) } else { parse_id(text).map(Some) }
 }
 
-fn descriptor(source: i32) -> Option<u8> {
+pub(crate) fn descriptor(source: i32) -> Option<u8> {
     u8::try_from(source).ok().filter(|fd| *fd != 0)
 }
 
 /// From a time on up to another; open where one is missing.
 fn span(since: Option<prost_types::Timestamp>, until: Option<prost_types::Timestamp>) -> TimeRange {
     let since_ns = since.map_or(0, nanoseconds);
-    // What is looked for may be of this very moment.
-    let until_ns = until.map_or(u64::MAX, |at| nanoseconds(at).saturating_add(1));
+    let until_ns = until.map_or(u64::MAX, nanoseconds);
     TimeRange { since_ns, until_ns }
 }
 
@@ -127,7 +127,7 @@ mod tests {
         let at = timestamp(1_700_000_000_123_456_789);
         let some = span(Some(at), Some(at));
         assert_eq!(some.since_ns, 1_700_000_000_123_456_789);
-        assert_eq!(some.until_ns, some.since_ns + 1);
+        assert_eq!(some.until_ns, some.since_ns, "spans that meet have nothing in common");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Logs: what containers write is appended to the app's stream; clients follow it, with the states of the
 //! app's containers in between, until the app is over and everything was told.
 
+use crate::log_history::{chosen, descriptor};
 use crate::{Control, parse_id, stored};
-use evoke_core::{AppId, TaskId, UnixMs};
+use evoke_core::{AppId, FunctionId, TaskId, UnixMs};
 use evoke_proto::worker::{LogChunk, OutputFd};
-use evoke_proto::{BoxStream, CallContext, Status, api};
-use evoke_store::logs::{Cursor, Filter, LogEntry, NewEntry, StreamName, TimeRange};
+use evoke_proto::{BoxStream, CallContext, Peer, Status, api};
+use evoke_store::logs::{Cursor, Filter, LogEntry, NewEntry, StreamName, TimeRange, Wanted};
 use futures::StreamExt;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,11 @@ const STREAM_SECS_MAX: f32 = 60.0;
 /// Changes of container states kept per app for clients that follow.
 const STATES_MAX: usize = 1024;
 
+/// Connections remembered per app whose client is done with it.
+const DONE_MAX: usize = 16;
+/// Lines that a client gets of the past when it begins to follow a deployed app.
+const RECENT_LINES: usize = 100;
+
 /// What happens to apps beside their output: states of their containers, and their end.
 #[derive(Default)]
 pub(crate) struct AppEvents(Mutex<HashMap<AppId, Events>>);
@@ -26,20 +32,40 @@ struct Events {
     states: VecDeque<(u64, api::TaskLogsBatch)>,
     /// Number of the latest event.
     latest: watch::Sender<u64>,
+    /// Connections whose client is done with the app while it goes on.
+    done: VecDeque<Peer>,
 }
 
 impl AppEvents {
     fn with<T>(&self, app: AppId, work: impl FnOnce(&mut Events) -> T) -> T {
         let mut apps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let events = apps
-            .entry(app)
-            .or_insert_with(|| Events { states: VecDeque::new(), latest: watch::channel(0).0 });
+        let events = apps.entry(app).or_insert_with(|| Events {
+            states: VecDeque::new(),
+            latest: watch::channel(0).0,
+            done: VecDeque::new(),
+        });
         work(events)
     }
 
     /// Something about the app changed: those who follow look again.
     pub(crate) fn changed(&self, app: AppId) {
         self.with(app, |events| events.latest.send_modify(|latest| *latest += 1));
+    }
+
+    /// The client behind this connection is done with the app, which goes on: for it the logs end here.
+    pub(crate) fn farewell(&self, app: AppId, peer: Peer) {
+        self.with(app, |events| {
+            events.done.push_back(peer);
+            if events.done.len() > DONE_MAX {
+                events.done.pop_front();
+            }
+            events.latest.send_modify(|latest| *latest += 1);
+        });
+    }
+
+    fn is_done(&self, app: AppId, peer: Peer) -> bool {
+        // Processes on this machine cannot be told apart by where they call from.
+        matches!(peer, Peer::Net(_)) && self.with(app, |events| events.done.contains(&peer))
     }
 
     /// A container of the app came into a state.
@@ -93,6 +119,7 @@ impl AppEvents {
 struct Follower {
     control: Arc<Control>,
     app: AppId,
+    peer: Peer,
     filter: Filter,
     cursor: Cursor,
     seen: u64,
@@ -131,7 +158,7 @@ impl Control {
 
     pub(crate) async fn app_get_logs(
         self: Arc<Self>,
-        _context: CallContext,
+        context: CallContext,
         request: api::AppGetLogsRequest,
     ) -> Result<BoxStream<Result<api::TaskLogsBatch, Status>>, Status> {
         let app = match (request.app_id.as_str(), request.task_id.as_str()) {
@@ -139,21 +166,30 @@ impl Control {
             (app, _) => parse_id(app)?,
         };
         let hold = Duration::from_secs_f32(request.timeout.clamp(0.0, STREAM_SECS_MAX));
+        let filter = Filter {
+            task: chosen(&request.task_id)?,
+            functions: self.functions_meant(&request.function_id, &request.parametrized_function_id)?,
+            call: chosen(&request.function_call_id)?,
+            input: chosen(&request.input_id)?,
+            fd: descriptor(request.file_descriptor),
+            text: (!request.search_text.is_empty()).then_some(request.search_text),
+        };
+        let deployed = self.registry.lock().apps.get(&app).is_some_and(|app| app.row.name.is_some());
+        let (cursor, recent) = match request.last_entry_id.parse() {
+            Ok(cursor) => (cursor, Vec::new()),
+            // What a deployed app has written in its life is for those who ask for it.
+            Err(_) if deployed => self.recent(app, &filter).await?,
+            Err(_) => (Cursor::START, Vec::new()),
+        };
         let follower = Follower {
-            filter: Filter {
-                task: request.task_id.parse().ok(),
-                function: request.function_id.parse().ok(),
-                call: request.function_call_id.parse().ok(),
-                input: request.input_id.parse().ok(),
-                fd: u8::try_from(request.file_descriptor).ok().filter(|fd| *fd != 0),
-                text: (!request.search_text.is_empty()).then_some(request.search_text),
-            },
-            cursor: request.last_entry_id.parse().unwrap_or(Cursor::START),
+            filter,
+            cursor,
             control: self,
             app,
+            peer: context.peer,
             seen: 0,
             deadline: Instant::now() + hold,
-            pending: VecDeque::new(),
+            pending: recent.into(),
             over: false,
         };
         Ok(futures::stream::unfold(follower, |mut follower| async move {
@@ -161,6 +197,37 @@ impl Control {
             Some((next, follower))
         })
         .boxed())
+    }
+
+    /// The newest lines of an app, and where to go on from.
+    async fn recent(&self, app: AppId, filter: &Filter) -> Result<(Cursor, Vec<api::TaskLogsBatch>), Status> {
+        let stream = StreamName::from(app);
+        let end = self.logs.end(&stream).map_err(stored)?;
+        let all = TimeRange { since_ns: 0, until_ns: u64::MAX };
+        let range = self
+            .logs
+            .read_range(stream, all, filter.clone(), Wanted::Lines(RECENT_LINES))
+            .await
+            .map_err(stored)?;
+        let cursor = range.entries.iter().map(|entry| entry.next).max().map_or(end, |next| next.max(end));
+        Ok((cursor, batches(range.entries)))
+    }
+
+    /// The functions whose logs are meant: a variant alone, or a function with all its variants; all functions
+    /// where none is named.
+    pub(crate) fn functions_meant(&self, function: &str, variant: &str) -> Result<Vec<FunctionId>, Status> {
+        if let Some(variant) = chosen(variant)? {
+            return Ok(vec![variant]);
+        }
+        let Some(function) = chosen(function)? else { return Ok(Vec::new()) };
+        let live = self.registry.lock();
+        let mut meant = vec![function];
+        let mut at = 0;
+        while let Some(base) = meant.get(at).copied() {
+            meant.extend(live.functions.values().filter(|f| f.base == Some(base)).map(|f| f.id));
+            at += 1;
+        }
+        Ok(meant)
     }
 
     async fn app_of_task(&self, task: TaskId) -> Result<AppId, Status> {
@@ -172,11 +239,14 @@ impl Control {
         row.map(|row| row.app_id).ok_or_else(|| Status::not_found(format!("There is no container {task}")))
     }
 
-    /// The newest entries of an app, for its page.
-    pub async fn log_tail(&self, app: AppId, entries: usize) -> Result<Vec<LogEntry>, Status> {
+    /// The newest lines of an app, for its page.
+    pub async fn log_tail(&self, app: AppId, lines: usize) -> Result<Vec<LogEntry>, Status> {
         let all = TimeRange { since_ns: 0, until_ns: u64::MAX };
-        let range =
-            self.logs.read_range(app.into(), all, Filter::default(), entries).await.map_err(stored)?;
+        let range = self
+            .logs
+            .read_range(app.into(), all, Filter::default(), Wanted::Lines(lines))
+            .await
+            .map_err(stored)?;
         Ok(range.entries)
     }
 }
@@ -213,7 +283,7 @@ impl Follower {
             if !self.pending.is_empty() || (moved && !page.at_end) {
                 continue;
             }
-            if !running {
+            if !running || self.control.app_events.is_done(self.app, self.peer) {
                 self.over = true;
                 self.control.app_events.forget_unwatched(self.app);
                 return Ok(Some(api::TaskLogsBatch { app_done: true, ..Default::default() }));

@@ -7,6 +7,7 @@ use evoke_core::{AppId, ClassId, DefinitionId, EnvironmentId, FunctionId, UnixMs
 use evoke_engine::FunctionConf;
 use evoke_proto::api;
 use evoke_store::AppRow;
+use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,15 +32,40 @@ pub struct Function {
     pub base: Option<FunctionId>,
     /// For a variant: the class parameters, as the container gets them.
     pub serialized_params: Bytes,
+    /// For a variant: the options that it was made with.
+    pub options: Arc<api::FunctionOptions>,
+    /// For what was looked up at a version of the app: that version. New deployments leave it alone.
+    pub pinned: Option<Arc<PinnedVersion>>,
+    /// It left its app with a later deployment: it finishes the calls that it has and takes no new ones.
+    pub removed: bool,
     /// Why its calls cannot run on this machine, where that is so.
     pub unsatisfiable: Option<String>,
 }
+
+/// A version of an app that something is held to.
+#[derive(Debug)]
+pub struct PinnedVersion {
+    /// Its number.
+    pub version: u32,
+    /// The functions of that version, by tag.
+    pub functions: BTreeMap<String, FunctionId>,
+    /// The classes of that version, by tag.
+    pub classes: BTreeMap<String, ClassId>,
+}
+
+/// How long a container of a function that left its app waits for more inputs (milliseconds).
+const REMOVED_WINDOW_MS: u64 = 1_000;
 
 impl Function {
     /// The settings that the engine schedules by.
     pub fn conf(&self) -> FunctionConf {
         let mut conf = self.definition.conf(self.id, self.app_id, self.definition_id, self.generation);
         conf.unsatisfiable.clone_from(&self.unsatisfiable);
+        if self.removed {
+            conf.autoscaler.min = 0;
+            conf.autoscaler.buffer = 0;
+            conf.autoscaler.scaledown_window_ms = REMOVED_WINDOW_MS;
+        }
         conf
     }
 }
@@ -77,6 +103,24 @@ impl App {
     pub fn needs_client(&self) -> bool {
         matches!(self.state(), api::AppState::Ephemeral | api::AppState::Initializing)
     }
+    /// Key-value metadata that its owner attached.
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        api::AppCreateRequest::decode(self.row.body.as_slice()).unwrap_or_default().tags
+    }
+    /// Replaces the tags.
+    pub fn set_tags(&mut self, tags: BTreeMap<String, String>) {
+        let mut request = api::AppCreateRequest::decode(self.row.body.as_slice()).unwrap_or_default();
+        request.tags = tags;
+        self.row.body = request.encode_to_vec();
+    }
+    /// Whether a function is, or once was, part of what was published of this app.
+    pub fn has_published(&self, function: &Function) -> bool {
+        function.removed || self.functions.values().any(|id| *id == function.id)
+    }
+    /// Whether a client holds it, so that its silence means something.
+    pub fn has_client(&self) -> bool {
+        self.needs_client() || self.state() == api::AppState::Detached
+    }
 }
 
 /// One environment.
@@ -109,11 +153,29 @@ impl Live {
         })
     }
 
+    /// The variants of a function that follow its deployments, and variants of those.
+    pub fn followers_of(&self, base: FunctionId) -> Vec<Arc<Function>> {
+        let variants = self.functions.values().filter(|function| function.base == Some(base));
+        variants.filter(|function| function.pinned.is_none()).cloned().collect()
+    }
+
     /// Forgets an app with all that belongs to it.
     pub fn forget(&mut self, app: AppId) {
         self.apps.remove(&app);
         self.functions.retain(|_, function| function.app_id != app);
     }
+}
+
+/// Functions and classes by tag.
+pub type Layout = (BTreeMap<String, FunctionId>, BTreeMap<String, ClassId>);
+
+/// The layout out of what is stored of it.
+pub fn read_layout(stored: &[u8]) -> Layout {
+    fn parsed<T: std::str::FromStr>(ids: BTreeMap<String, String>) -> BTreeMap<String, T> {
+        ids.into_iter().filter_map(|(tag, id)| Some((tag, id.parse().ok()?))).collect()
+    }
+    let layout = api::AppLayout::decode(stored).unwrap_or_default();
+    (parsed(layout.function_ids), parsed(layout.class_ids))
 }
 
 /// The live index behind its lock. The lock is never held across an await.

@@ -180,6 +180,13 @@ impl Engine {
         !self.app_tasks.contains_key(&app)
     }
 
+    /// Whether an input of an app has not ended.
+    pub fn app_has_work(&self, app: AppId) -> bool {
+        let pools = self.pools.values().filter(|pool| pool.app == app);
+        let mut calls = pools.flat_map(|pool| &pool.calls).filter_map(|key| self.calls.get(key));
+        calls.any(|call| !call.unfinished.is_empty())
+    }
+
     /// A function's numbers; none for an unknown function.
     pub fn pool_info(&self, function: FunctionId) -> Option<PoolInfo> {
         self.pools.get(&function).map(|pool| pool.info(&self.tasks))

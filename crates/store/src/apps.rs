@@ -21,6 +21,22 @@ CREATE TABLE deployments (
 ) WITHOUT ROWID;
 ";
 
+/// A name is free as soon as its app is told to stop; a deployment knows its kind and who made it.
+pub(crate) const SCHEMA_DEPLOYMENTS: &str = "
+DROP INDEX apps_by_name;
+CREATE UNIQUE INDEX apps_by_name ON apps (environment_id, name)
+  WHERE name IS NOT NULL AND stopped_at IS NULL AND state <> 4;
+ALTER TABLE deployments ADD COLUMN kind INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE deployments ADD COLUMN deployed_by TEXT NOT NULL DEFAULT '';
+";
+
+/// The protocol's number for an app that is told to stop.
+const STATE_STOPPING: i32 = 4;
+/// The protocol's number for a deployment that was published without becoming live.
+pub const DEPLOYMENT_STAGED: i32 = 5;
+
+const DEPLOYMENT_COLUMNS: &str = "app_id, version, deployed_at, layout, body, kind, deployed_by";
+
 const COLUMNS: &str = "id, environment_id, name, description, state, created_at, heartbeat_at, stopped_at,
   layout, body";
 
@@ -56,12 +72,23 @@ pub struct DeploymentRow {
     pub app_id: AppId,
     /// Counted from 1 within the app.
     pub version: u32,
-    /// When it became live.
+    /// When it was published.
     pub deployed_at: UnixMs,
     /// What was deployed.
     pub layout: Vec<u8>,
-    /// Who deployed it and how (the publishing request, as received).
+    /// What and how (the publishing request, completed with what only the server knows).
     pub body: Vec<u8>,
+    /// The protocol's number of its kind: a plain deployment, a rollback, a staged one and so on.
+    pub kind: i32,
+    /// Who deployed it.
+    pub deployed_by: String,
+}
+
+impl DeploymentRow {
+    /// Whether it was published without becoming live.
+    pub fn is_staged(&self) -> bool {
+        self.kind == DEPLOYMENT_STAGED
+    }
 }
 
 /// A change of an app.
@@ -92,7 +119,7 @@ pub enum AppWrite {
         /// The new layout.
         layout: Vec<u8>,
     },
-    /// It was deployed: the history grows, and the layout becomes the app's.
+    /// It was deployed: its history grows. What it consists of comes with [`AppWrite::Put`].
     Deployed(DeploymentRow),
 }
 
@@ -113,16 +140,20 @@ impl AppWrite {
             Self::Layout { id, layout } => {
                 exec(conn, "UPDATE apps SET layout = ?2 WHERE id = ?1", params![id.to_string(), layout])?
             }
-            Self::Deployed(row) => {
-                let app = row.app_id.to_string();
-                exec(
-                    conn,
-                    "INSERT INTO deployments (app_id, version, deployed_at, layout, body)
-                     VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![app, row.version, int(row.deployed_at), row.layout, row.body],
-                )?;
-                exec(conn, "UPDATE apps SET layout = ?2 WHERE id = ?1", params![app, row.layout])?
-            }
+            Self::Deployed(row) => exec(
+                conn,
+                "INSERT INTO deployments (app_id, version, deployed_at, layout, body, kind, deployed_by)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    row.app_id.to_string(),
+                    row.version,
+                    int(row.deployed_at),
+                    row.layout,
+                    row.body,
+                    row.kind,
+                    row.deployed_by
+                ],
+            )?,
         };
         Ok(())
     }
@@ -170,7 +201,8 @@ impl Apps<'_> {
         name: String,
     ) -> Result<Option<AppRow>, StoreError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM apps WHERE environment_id = ?1 AND name = ?2 AND stopped_at IS NULL"
+            "SELECT {COLUMNS} FROM apps WHERE environment_id = ?1 AND name = ?2 AND stopped_at IS NULL
+             AND state <> {STATE_STOPPING}"
         );
         self.0.read(move |conn| one(conn, &sql, params![environment.to_string(), name], from_row)).await
     }
@@ -202,9 +234,43 @@ impl Apps<'_> {
 
     /// The newest `limit` deployments of an app, newest first.
     pub async fn deployments(&self, app: AppId, limit: u32) -> Result<Vec<DeploymentRow>, StoreError> {
-        let sql = "SELECT app_id, version, deployed_at, layout, body FROM deployments
-                   WHERE app_id = ?1 ORDER BY version DESC LIMIT ?2";
-        self.0.read(move |conn| many(conn, sql, params![app.to_string(), limit], deployment)).await
+        let sql = format!(
+            "SELECT {DEPLOYMENT_COLUMNS} FROM deployments WHERE app_id = ?1 ORDER BY version DESC LIMIT ?2"
+        );
+        self.0.read(move |conn| many(conn, &sql, params![app.to_string(), limit], deployment)).await
+    }
+
+    /// One deployment of an app.
+    pub async fn deployment(&self, app: AppId, version: u32) -> Result<Option<DeploymentRow>, StoreError> {
+        let sql = format!("SELECT {DEPLOYMENT_COLUMNS} FROM deployments WHERE app_id = ?1 AND version = ?2");
+        self.0.read(move |conn| one(conn, &sql, params![app.to_string(), version], deployment)).await
+    }
+
+    /// The newest deployment of an app that became live, up to and without a version.
+    pub async fn deployment_before(
+        &self,
+        app: AppId,
+        version: u32,
+    ) -> Result<Option<DeploymentRow>, StoreError> {
+        let sql = format!(
+            "SELECT {DEPLOYMENT_COLUMNS} FROM deployments
+             WHERE app_id = ?1 AND version < ?2 AND kind <> {DEPLOYMENT_STAGED} ORDER BY version DESC LIMIT 1"
+        );
+        self.0.read(move |conn| one(conn, &sql, params![app.to_string(), version], deployment)).await
+    }
+
+    /// How many deployments of an app were made between two times.
+    pub async fn deployments_between(
+        &self,
+        app: AppId,
+        since: UnixMs,
+        until: UnixMs,
+    ) -> Result<u64, StoreError> {
+        let sql = "SELECT count(*) FROM deployments
+                   WHERE app_id = ?1 AND deployed_at >= ?2 AND deployed_at < ?3";
+        let params = (app.to_string(), int(since), int(until));
+        let count = self.0.read(move |conn| one(conn, sql, params, |row| row.get::<_, i64>(0))).await?;
+        Ok(count.unwrap_or(0).max(0) as u64)
     }
 }
 
@@ -230,5 +296,7 @@ fn deployment(row: &Row<'_>) -> rusqlite::Result<DeploymentRow> {
         deployed_at: ms(row, 2)?,
         layout: row.get(3)?,
         body: row.get(4)?,
+        kind: row.get(5)?,
+        deployed_by: row.get(6)?,
     })
 }

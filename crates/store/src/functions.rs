@@ -21,6 +21,12 @@ CREATE TABLE definitions (
 ) WITHOUT ROWID;
 ";
 
+/// Two deployments under way may both create a function of one tag; which one counts, their publication says.
+pub(crate) const SCHEMA_TAGS: &str = "
+DROP INDEX functions_by_tag;
+CREATE INDEX functions_by_tag ON functions (app_id, tag) WHERE base_id IS NULL AND deleted_at IS NULL;
+";
+
 const COLUMNS: &str = "id, app_id, tag, definition_id, generation, created_at, deleted_at, base_id, variant,
   body, metadata";
 
@@ -31,7 +37,7 @@ pub struct FunctionRow {
     pub id: FunctionId,
     /// The app that it belongs to.
     pub app_id: AppId,
-    /// Its name in the app; unique there, except that variants share their base's.
+    /// Its name in the app. Variants share their base's; what is published has each name once.
     pub tag: String,
     /// The definition that is live; `None` while it is only announced.
     pub definition_id: Option<DefinitionId>,
@@ -161,19 +167,18 @@ impl Functions<'_> {
         self.0.read(move |conn| one(conn, &sql, [id.to_string()], from_row)).await
     }
 
-    /// The live one with this tag in an app.
+    /// The newest one with this tag in an app.
     pub async fn by_tag(&self, app: AppId, tag: String) -> Result<Option<FunctionRow>, StoreError> {
         let sql = format!(
             "SELECT {COLUMNS} FROM functions
-             WHERE app_id = ?1 AND tag = ?2 AND base_id IS NULL AND deleted_at IS NULL"
+             WHERE app_id = ?1 AND tag = ?2 AND base_id IS NULL AND deleted_at IS NULL ORDER BY id DESC"
         );
         self.0.read(move |conn| one(conn, &sql, params![app.to_string(), tag], from_row)).await
     }
 
-    /// All live ones of an app with their variants, in order of creation.
+    /// All of an app with their variants, in order of creation; those that have left it too.
     pub async fn of_app(&self, app: AppId) -> Result<Vec<FunctionRow>, StoreError> {
-        let sql =
-            format!("SELECT {COLUMNS} FROM functions WHERE app_id = ?1 AND deleted_at IS NULL ORDER BY id");
+        let sql = format!("SELECT {COLUMNS} FROM functions WHERE app_id = ?1 ORDER BY id");
         self.0.read(move |conn| many(conn, &sql, [app.to_string()], from_row)).await
     }
 

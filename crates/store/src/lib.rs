@@ -26,6 +26,7 @@ pub mod logs;
 mod mounts;
 mod readers;
 mod retention;
+mod schedules;
 mod schema;
 mod secrets;
 mod settings;
@@ -39,7 +40,7 @@ mod volumes;
 mod write;
 mod writer;
 
-pub use apps::{AppRow, AppWrite, Apps, DeploymentRow};
+pub use apps::{AppRow, AppWrite, Apps, DEPLOYMENT_STAGED, DeploymentRow};
 pub use blobs::{BlobRow, BlobState, BlobWrite, Blobs};
 pub use classes::{ClassRow, ClassWrite, Classes};
 pub use db::Db;
@@ -50,6 +51,7 @@ pub use idempotency::{IDEMPOTENCY_RETENTION_MS, IdempotencyRow, IdempotencyWrite
 pub use images::{ImageRow, ImageState, ImageWrite, Images};
 pub use mounts::{MountRow, MountWrite, Mounts};
 pub use retention::RetentionWrite;
+pub use schedules::{ScheduleRow, ScheduleWrite, Schedules};
 pub use secrets::{SecretRow, SecretWrite, Secrets};
 pub use settings::{SettingWrite, Settings};
 pub use shared_volumes::{SharedVolumeRow, SharedVolumeWrite, SharedVolumes};

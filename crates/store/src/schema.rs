@@ -24,6 +24,7 @@ const MIGRATIONS: &[&[&str]] = &[
         crate::calls::SCHEMA,
     ],
     &[crate::volumes::SCHEMA, crate::shared_volumes::SCHEMA],
+    &[crate::apps::SCHEMA_DEPLOYMENTS, crate::functions::SCHEMA_TAGS, crate::schedules::SCHEMA],
 ];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.

@@ -7,8 +7,8 @@ use crate::writer::{self, QUEUE_BATCHES_SATURATED, Queue, lock};
 use crate::{Db, Grade, StoreError, Write};
 use crate::{
     apps::Apps, blobs::Blobs, classes::Classes, environments::Environments, functions::Functions,
-    images::Images, mounts::Mounts, secrets::Secrets, settings::Settings, shared_volumes::SharedVolumes,
-    tokens::Tokens, volumes::Volumes,
+    images::Images, mounts::Mounts, schedules::Schedules, secrets::Secrets, settings::Settings,
+    shared_volumes::SharedVolumes, tokens::Tokens, volumes::Volumes,
 };
 use rusqlite::Connection;
 use std::fmt;
@@ -162,6 +162,11 @@ impl Store {
     /// Takes no more writes, and returns when all submitted ones are written and synced. Blocks.
     pub fn close(&self) {
         self.inner.close();
+    }
+
+    /// Schedules.
+    pub fn schedules(&self) -> Schedules<'_> {
+        Schedules(self)
     }
 
     /// Apps.

@@ -11,6 +11,7 @@ use crate::idempotency::IdempotencyWrite;
 use crate::images::ImageWrite;
 use crate::mounts::MountWrite;
 use crate::retention::RetentionWrite;
+use crate::schedules::ScheduleWrite;
 use crate::secrets::SecretWrite;
 use crate::settings::SettingWrite;
 use crate::shared_volumes::SharedVolumeWrite;
@@ -62,6 +63,8 @@ writes! {
     App(AppWrite),
     /// Functions and their definitions.
     Function(FunctionWrite),
+    /// Functions that run by themselves, and for which due time they last did.
+    Schedule(ScheduleWrite),
     /// Class handles.
     Class(ClassWrite),
     /// Sets of mounted files.

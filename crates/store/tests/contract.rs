@@ -178,23 +178,40 @@ async fn apps(store: &Store) {
     assert_eq!(store.apps().by_id(first.id).await.unwrap(), Some(first.clone()));
     let by_name = async || store.apps().by_name(env, "deployed".to_owned()).await;
     assert_eq!(by_name().await.unwrap(), Some(first.clone()));
-    let deployment =
-        DeploymentRow { app_id: first.id, version: 1, deployed_at: NOW, layout: vec![9], body: vec![3] };
-    let second = DeploymentRow { version: 2, layout: vec![10], ..deployment.clone() };
+    let deployment = DeploymentRow {
+        app_id: first.id,
+        version: 1,
+        deployed_at: NOW,
+        layout: vec![9],
+        body: vec![3],
+        kind: 1,
+        deployed_by: "somebody".to_owned(),
+    };
+    let second = DeploymentRow { version: 2, kind: DEPLOYMENT_STAGED, ..deployment.clone() };
     put(store, AppWrite::Deployed(deployment.clone())).await;
     put(store, AppWrite::Deployed(second.clone())).await;
+    let before = store.apps().deployment_before(first.id, 3).await.unwrap();
+    assert_eq!(before, Some(deployment.clone()), "a staged one never became live");
+    assert_eq!(store.apps().deployment(first.id, 2).await.unwrap(), Some(second.clone()));
+    assert_eq!(store.apps().deployments_between(first.id, NOW, NOW.plus_ms(1)).await.unwrap(), 2);
+    assert_eq!(store.apps().deployments_between(first.id, UnixMs(0), NOW).await.unwrap(), 0);
     put(store, AppWrite::Heartbeat { id: first.id, at: UnixMs(5) }).await;
     let read = store.apps().by_id(first.id).await.unwrap().unwrap();
-    assert_eq!((read.layout, read.heartbeat_at), (vec![10], Some(UnixMs(5))));
+    assert_eq!((read.layout, read.heartbeat_at), (vec![1], Some(UnixMs(5))));
     assert_eq!(store.apps().deployments(first.id, 10).await.unwrap(), vec![second, deployment]);
     assert_eq!(store.apps().live().await.unwrap().len(), 2);
+    put(store, AppWrite::State { id: first.id, state: 4, stopped_at: None }).await;
+    assert_eq!(by_name().await.unwrap(), None, "its name is free while it stops");
+    let heir = app(&mut ids, Some("deployed"));
+    put(store, AppWrite::Put(heir.clone())).await;
+    assert_eq!(by_name().await.unwrap(), Some(heir.clone()));
+    put(store, AppWrite::State { id: heir.id, state: 5, stopped_at: Some(UnixMs(1)) }).await;
     put(store, AppWrite::State { id: first.id, state: 6, stopped_at: Some(NOW) }).await;
-    assert_eq!(by_name().await.unwrap(), None);
     let stopped = store.apps().last_stopped(env, "deployed".to_owned()).await.unwrap().unwrap();
     assert_eq!((stopped.id, stopped.state), (first.id, 6));
     assert_eq!(store.apps().live().await.unwrap(), vec![nameless.clone()]);
-    let recent = store.apps().recent(env, 1).await.unwrap();
-    assert_eq!(recent, vec![nameless.clone()]);
+    let recent = store.apps().recent(env, 2).await.unwrap();
+    assert_eq!(recent[1], nameless);
     put(store, AppWrite::Layout { id: nameless.id, layout: vec![4] }).await;
     assert_eq!(store.apps().by_id(nameless.id).await.unwrap().unwrap().layout, vec![4]);
 }
@@ -230,14 +247,35 @@ async fn functions(store: &Store) {
     assert_eq!(found, Some(variant.clone()));
     assert_eq!(store.functions().variants(row.id).await.unwrap(), vec![variant]);
     assert_eq!(store.functions().of_app(app_id).await.unwrap().len(), 2);
-    // Another function of the same tag is a conflict; after the first has gone it is not.
+    // A second deployment may be under way; the newest counts, and comes back when it is live again.
     let again = function(&mut ids, app_id, "f");
-    let conflict = store.submit(vec![FunctionWrite::Put(again.clone()).into()], Grade::Written).await;
-    assert!(matches!(conflict, Err(StoreError::Conflict(_))));
-    put(store, FunctionWrite::Delete { id: row.id, at: NOW }).await;
     put(store, FunctionWrite::Put(again.clone())).await;
-    let found: FunctionId = store.functions().by_tag(app_id, "f".to_owned()).await.unwrap().unwrap().id;
-    assert_eq!(found, again.id);
+    let by_tag =
+        async || store.functions().by_tag(app_id, "f".to_owned()).await.unwrap().map(|found| found.id);
+    assert_eq!(by_tag().await, Some(again.id));
+    put(store, FunctionWrite::Delete { id: again.id, at: NOW }).await;
+    assert_eq!(by_tag().await, Some(row.id));
+    put(store, FunctionWrite::Live { id: again.id, definition_id, generation: 1 }).await;
+    assert_eq!(by_tag().await, Some(again.id));
+}
+
+async fn schedules(store: &Store) {
+    let mut ids = Ids::new();
+    let app_id: AppId = ids.make();
+    let function_id: FunctionId = ids.make();
+    let row = ScheduleRow { function_id, app_id, since: NOW, last: None, body: vec![7] };
+    put(store, ScheduleWrite::Put(row.clone())).await;
+    put(store, ScheduleWrite::Started { function_id, due: UnixMs(9) }).await;
+    let started = ScheduleRow { last: Some(UnixMs(9)), ..row.clone() };
+    assert_eq!(store.schedules().all().await.unwrap(), vec![started.clone()]);
+    // Put again, as a deployment does: what was started stays started.
+    let changed = ScheduleRow { body: vec![8], last: Some(UnixMs(9)), ..row };
+    put(store, ScheduleWrite::Put(changed.clone())).await;
+    assert_eq!(store.schedules().all().await.unwrap(), vec![changed]);
+    put(store, ScheduleWrite::Delete { function_id }).await;
+    put(store, ScheduleWrite::Put(started)).await;
+    put(store, ScheduleWrite::DeleteOfApp { app_id }).await;
+    assert_eq!(store.schedules().all().await.unwrap(), vec![]);
 }
 
 async fn classes_mounts_and_blobs(store: &Store) {
@@ -405,6 +443,7 @@ contract!(
     environments,
     apps,
     functions,
+    schedules,
     classes_mounts_and_blobs,
     images,
     secrets_and_tokens,

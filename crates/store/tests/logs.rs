@@ -134,10 +134,13 @@ async fn filters() {
     assert_eq!(count(Filter { task: Some(world.tasks[1]), ..Filter::default() }).await, 300);
     assert_eq!(count(Filter { call: Some(world.call), ..Filter::default() }).await, 200);
     assert_eq!(count(Filter { input: Some(world.input), ..Filter::default() }).await, 100);
-    assert_eq!(count(Filter { function: Some(world.function), fd: Some(2), ..Filter::default() }).await, 200);
+    assert_eq!(
+        count(Filter { functions: vec![world.function], fd: Some(2), ..Filter::default() }).await,
+        200
+    );
     let text = Filter { text: Some("number 59".to_owned()), ..Filter::default() };
     assert_eq!(count(text.clone()).await, 11);
-    let found = world.logs.read_range(world.app.clone(), ALL, text, 3).await.unwrap();
+    let found = world.logs.read_range(world.app.clone(), ALL, text, Wanted::Lines(3)).await.unwrap();
     assert_eq!(found.entries.iter().map(|entry| entry.at_ns).collect::<Vec<_>>(), [597, 598, 599]);
     assert!(found.truncated);
 }
@@ -150,11 +153,19 @@ async fn finds_the_newest_of_a_time_and_counts() {
     }
     for _ in 0..2 {
         let time = TimeRange { since_ns: 3_000, until_ns: 15_000 };
-        let range = world.logs.read_range(world.app.clone(), time, Filter::default(), 250).await.unwrap();
+        let range = world
+            .logs
+            .read_range(world.app.clone(), time, Filter::default(), Wanted::Lines(250))
+            .await
+            .unwrap();
         let numbers: Vec<u64> = range.entries.iter().map(|entry| entry.at_ns).collect();
         assert_eq!(numbers, (14_750..15_000).collect::<Vec<_>>());
         assert!(range.truncated);
-        let range = world.logs.read_range(world.app.clone(), time, Filter::default(), 20_000).await.unwrap();
+        let range = world
+            .logs
+            .read_range(world.app.clone(), time, Filter::default(), Wanted::Everything)
+            .await
+            .unwrap();
         assert_eq!((range.entries.len(), range.truncated), (12_000, false));
         let buckets = world.logs.count(world.app.clone(), time, Filter::default(), 9_000).await.unwrap();
         let sums: Vec<(u64, u64)> =
@@ -169,6 +180,36 @@ async fn finds_the_newest_of_a_time_and_counts() {
         }
         world.reopen(300_000);
     }
+}
+
+#[tokio::test]
+async fn what_is_dense_is_read_as_it_was_written() {
+    let world = world(1 << 20);
+    let text: String = (0..30_000).map(|n| format!("line {n}\n")).collect();
+    let half = text.len() / 2;
+    for piece in [&text[..half], &text[half..]] {
+        let entry = NewEntry {
+            at_ns: 5,
+            fd: 1,
+            data: Bytes::copy_from_slice(piece.as_bytes()),
+            ..NewEntry::default()
+        };
+        world.logs.append(&world.app, &[entry]).unwrap();
+    }
+    let read =
+        async |filter, wanted| world.logs.read_range(world.app.clone(), ALL, filter, wanted).await.unwrap();
+    let everything = read(Filter::default(), Wanted::Everything).await;
+    assert_eq!((everything.entries.len(), everything.truncated), (2, false));
+    let buckets = world.logs.count(world.app.clone(), ALL, Filter::default(), 10).await.unwrap();
+    // No more than who counts would read at a time, for it can be read at a time.
+    assert!(buckets[0].stdout <= RANGE_ENTRIES_MAX as u64 && buckets[0].stdout > 19_000, "{buckets:?}");
+    let newest = read(Filter::default(), Wanted::Lines(2)).await;
+    let texts: Vec<&[u8]> = newest.entries.iter().map(|entry| &entry.data[..]).collect();
+    assert_eq!(texts, [b"line 29998\n", b"line 29999\n"]);
+    let found = Filter { text: Some("line 777".to_owned()), ..Filter::default() };
+    assert_eq!(read(found.clone(), Wanted::Everything).await.entries.len(), 111);
+    let counted = world.logs.count(world.app.clone(), ALL, found, 10).await.unwrap();
+    assert_eq!(counted[0].stdout, 111);
 }
 
 #[tokio::test]
@@ -294,7 +335,11 @@ async fn skips_damage_in_the_middle() {
     // At most the rest of one block is lost.
     assert!(numbers.len() < 8_000 && numbers.len() > 7_000, "{}", numbers.len());
     assert_eq!(numbers.last(), Some(&7_999));
-    let range = world.logs.read_range(world.app.clone(), ALL, Filter::default(), 10_000).await.unwrap();
+    let range = world
+        .logs
+        .read_range(world.app.clone(), ALL, Filter::default(), Wanted::Lines(10_000))
+        .await
+        .unwrap();
     assert_eq!(range.entries.len(), numbers.len());
 }
 

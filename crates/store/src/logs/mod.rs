@@ -15,6 +15,7 @@ mod block_index;
 mod cursor;
 mod expire;
 mod files;
+mod lines;
 mod read;
 mod record;
 mod segment;
@@ -23,7 +24,9 @@ mod sync;
 
 pub use cursor::{Cursor, ParseCursorError};
 pub use expire::{Expired, Retention};
-pub use read::{BUCKETS_MAX, Bucket, PAGE_BYTES_MAX, Page, RANGE_BYTES_MAX, Range, TimeRange};
+pub use read::{
+    BUCKETS_MAX, Bucket, PAGE_BYTES_MAX, Page, RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, Range, TimeRange, Wanted,
+};
 pub use record::ENTRY_DATA_MAX;
 pub use sync::LOG_SYNC_DELAY_MS;
 
@@ -126,8 +129,8 @@ pub struct LogEntry {
 pub struct Filter {
     /// Of this container.
     pub task: Option<TaskId>,
-    /// Of this function.
-    pub function: Option<FunctionId>,
+    /// Of one of these functions; of any where there are none.
+    pub functions: Vec<FunctionId>,
     /// Of this call.
     pub call: Option<CallId>,
     /// Of this input.
@@ -240,23 +243,23 @@ impl Logs {
         .await
     }
 
-    /// The newest `limit` entries of a time that match, in the order of their times.
+    /// What of a time matches, in the order of the times.
     pub async fn read_range(
         &self,
         stream: StreamName,
         time: TimeRange,
         filter: Filter,
-        limit: usize,
+        wanted: Wanted,
     ) -> Result<Range, StoreError> {
         self.off_thread(move |logs| match logs.view(&stream)? {
-            Some(view) => read::range(&view, time, &filter, limit),
+            Some(view) => read::range(&view, time, &filter, wanted),
             None => Ok(Range { entries: Vec::new(), truncated: false }),
         })
         .await
     }
 
-    /// How many entries of each kind a time has, in buckets of `bucket_ns` aligned to that size. Buckets
-    /// without entries are left out.
+    /// How many lines of each kind a time has, in buckets of `bucket_ns` aligned to that size. Buckets without
+    /// any are left out.
     pub async fn count(
         &self,
         stream: StreamName,

@@ -4,7 +4,7 @@ use super::block_index::BlockIndex;
 use super::record::{Entry, Record};
 use super::segment::{self, Go, HEADER};
 use super::stream::View;
-use super::{Cursor, Filter, LogEntry};
+use super::{Cursor, Filter, LogEntry, lines};
 use crate::StoreError;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +17,10 @@ pub const PAGE_BYTES_MAX: usize = 512 * 1024;
 const PAGE_SCAN_MAX: u64 = 16 * 1024 * 1024;
 
 /// Bytes of text in one answer of [`super::Logs::read_range`], plus at most one block.
-pub const RANGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const RANGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Entries in one answer of [`super::Logs::read_range`].
+pub const RANGE_ENTRIES_MAX: usize = 20_000;
 
 /// Buckets in one answer of [`super::Logs::count`].
 pub const BUCKETS_MAX: u64 = 10_000;
@@ -51,6 +54,26 @@ impl TimeRange {
     }
 }
 
+/// How much of a time is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The newest so many lines.
+    Lines(usize),
+    /// Everything: as lines, or, where there are more than [`RANGE_ENTRIES_MAX`] of them, as it was written,
+    /// many lines in an entry.
+    Everything,
+}
+
+impl Wanted {
+    /// Lines and entries after which there is enough.
+    fn enough(self) -> (usize, usize) {
+        match self {
+            Wanted::Lines(lines) => (lines, usize::MAX),
+            Wanted::Everything => (usize::MAX, RANGE_ENTRIES_MAX),
+        }
+    }
+}
+
 /// Entries of a time.
 #[derive(Debug, Clone)]
 pub struct Range {
@@ -60,16 +83,16 @@ pub struct Range {
     pub truncated: bool,
 }
 
-/// How many entries a bucket of time has.
+/// How many lines a bucket of time has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bucket {
     /// When it begins, in nanoseconds since the Unix epoch.
     pub start_ns: u64,
-    /// Entries of stdout.
+    /// Lines of stdout.
     pub stdout: u64,
-    /// Entries of stderr.
+    /// Lines of stderr.
     pub stderr: u64,
-    /// Entries of the system.
+    /// Lines of the system.
     pub system: u64,
 }
 
@@ -136,36 +159,82 @@ pub(super) fn range(
     view: &View,
     time: TimeRange,
     filter: &Filter,
-    limit: usize,
+    wanted: Wanted,
 ) -> Result<Range, StoreError> {
+    let text = filter.text.as_deref();
+    let (lines_max, entries_max) = wanted.enough();
     // Newest first while it is collected.
     let mut entries: Vec<LogEntry> = Vec::new();
-    let mut text = 0;
+    let (mut lines, mut bytes) = (0, 0);
     let mut truncated = false;
     'segments: for number in (view.first..=view.end.segment).rev() {
         let Some((file, to)) = open(view, number)? else { continue };
         for (from, to) in index_of(view, number, &file)?.between(time.since_ns, time.until_ns, to) {
-            if entries.len() >= limit || text >= RANGE_BYTES_MAX {
+            if lines > lines_max || entries.len() >= entries_max || bytes >= RANGE_BYTES_MAX {
                 truncated = true;
                 break 'segments;
             }
             let mut block = Vec::new();
             each_entry(&file, from, to, |entry, after| {
                 if time.has(entry.at_ns) && entry.matches(filter) {
-                    text += entry.data().len() + ENTRY_OVERHEAD;
+                    bytes += entry.data().len() + ENTRY_OVERHEAD;
+                    lines += lines::whole(entry.data(), text);
                     block.push(entry.to_owned(Cursor { segment: number, offset: after }));
                 }
             })?;
             entries.extend(block.into_iter().rev());
         }
     }
-    if entries.len() > limit {
+    if entries.len() > entries_max {
         truncated = true;
-        entries.truncate(limit);
+        entries.truncate(entries_max);
     }
     entries.reverse();
     entries.sort_by_key(|entry| entry.at_ns);
+    let mut entries = match (wanted, text) {
+        (Wanted::Everything, Some(text)) if lines > RANGE_ENTRIES_MAX => lines::only(entries, text),
+        (Wanted::Everything, None) if lines > RANGE_ENTRIES_MAX => entries,
+        _ => lines::split(entries, text),
+    };
+    if entries.len() > lines_max {
+        truncated = true;
+        entries.drain(..entries.len() - lines_max);
+    }
     Ok(Range { entries, truncated })
+}
+
+/// A bucket while it is counted.
+#[derive(Default)]
+struct Counted {
+    lines: Bucket,
+    entries: usize,
+    bytes: usize,
+}
+
+impl Counted {
+    fn add(&mut self, entry: &Entry<'_>, text: Option<&str>) {
+        let lines = lines::count(entry.data(), text) as u64;
+        match entry.fd {
+            1 => self.lines.stdout += lines,
+            2 => self.lines.stderr += lines,
+            _ => self.lines.system += lines,
+        }
+        self.entries += 1;
+        self.bytes += entry.data().len() + ENTRY_OVERHEAD;
+    }
+
+    /// What is said of it: whoever counts does so to read no more than an answer holds, which may be more lines
+    /// than entries.
+    fn told(self) -> Bucket {
+        let Bucket { start_ns, stdout, stderr, system } = self.lines;
+        let most = RANGE_ENTRIES_MAX as u64 - 3;
+        let total = stdout + stderr + system;
+        if total <= most || self.entries > RANGE_ENTRIES_MAX || self.bytes > RANGE_BYTES_MAX {
+            return self.lines;
+        }
+        let share = |lines: u64| (lines * most).div_ceil(total);
+        Bucket { start_ns, stdout: share(stdout), stderr: share(stderr), system: share(system) }
+    }
 }
 
 pub(super) fn count(
@@ -175,7 +244,7 @@ pub(super) fn count(
     bucket_ns: u64,
 ) -> Result<Vec<Bucket>, StoreError> {
     let bucket_ns = bucket_ns.max(1);
-    let mut buckets: BTreeMap<u64, Bucket> = BTreeMap::new();
+    let mut buckets: BTreeMap<u64, Counted> = BTreeMap::new();
     let mut too_many = false;
     for number in view.first..=view.end.segment {
         let Some((file, to)) = open(view, number)? else { continue };
@@ -189,19 +258,16 @@ pub(super) fn count(
                     too_many = true;
                     return;
                 }
-                let bucket = buckets.entry(start_ns).or_insert(Bucket { start_ns, ..Bucket::default() });
-                match entry.fd {
-                    1 => bucket.stdout += 1,
-                    2 => bucket.stderr += 1,
-                    _ => bucket.system += 1,
-                }
+                let counted = buckets.entry(start_ns).or_default();
+                counted.lines.start_ns = start_ns;
+                counted.add(&entry, filter.text.as_deref());
             })?;
         }
         if too_many {
             return Err(StoreError::TooMuch(format!("more than {BUCKETS_MAX} buckets; make them wider")));
         }
     }
-    Ok(buckets.into_values().collect())
+    Ok(buckets.into_values().map(Counted::told).collect())
 }
 
 /// Calls `each` for the entries between two offsets, with the offset behind each. Ends at damaged bytes:

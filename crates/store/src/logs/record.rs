@@ -5,10 +5,10 @@
 //! bytes each, as flagged | data`. A snapshot, the first record of every segment, is `kind | (task, fd,
 //! offset u64)…`: how far the spools of the stream's tasks had been taken over when the segment began.
 
-use super::{Cursor, Filter, LogEntry, NewEntry};
+use super::{Cursor, Filter, LogEntry, NewEntry, lines};
 use bytes::Bytes;
-use evoke_core::TaskId;
 use evoke_core::id::{Id, Kind, SUFFIX_LEN};
+use evoke_core::{FunctionId, TaskId};
 use std::ops::Range;
 
 /// Bytes before the payload.
@@ -185,15 +185,13 @@ impl<'a> Entry<'a> {
         fn same<K: Kind>(wanted: &Option<Id<K>>, have: Option<&[u8]>) -> bool {
             wanted.is_none_or(|wanted| have == Some(wanted.suffix().as_bytes()))
         }
+        let function = |id: &FunctionId| self.ids[1] == Some(id.suffix().as_bytes());
         same(&filter.task, self.ids[0])
-            && same(&filter.function, self.ids[1])
+            && (filter.functions.is_empty() || filter.functions.iter().any(function))
             && same(&filter.call, self.ids[2])
             && same(&filter.input, self.ids[3])
             && filter.fd.is_none_or(|fd| fd == self.fd)
-            && filter
-                .text
-                .as_ref()
-                .is_none_or(|text| String::from_utf8_lossy(self.data()).contains(text.as_str()))
+            && filter.text.as_ref().is_none_or(|text| lines::has(self.data(), text))
     }
 
     /// The entry on its own; `next` is the place behind it.
