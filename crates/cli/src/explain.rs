@@ -39,6 +39,15 @@ struct Explanation {
     explained_inputs: Vec<Explanation>,
     /// Of an app.
     functions: Vec<Explanation>,
+    /// Of a function that runs by itself.
+    schedule: Option<Schedule>,
+}
+
+/// When a function runs by itself.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Schedule {
+    text: String,
 }
 
 /// A stretch of time.
@@ -87,6 +96,9 @@ fn render(it: &Explanation) -> String {
     }
     for function in &it.functions {
         out.push_str(&format!("\n{}", heading(function)));
+        if let Some(schedule) = &function.schedule {
+            out.push_str(&format!("  {}\n", schedule.text));
+        }
         out.push_str(&reasons(function));
     }
     out.push_str(&reasons(it));

@@ -73,13 +73,19 @@ impl Definition {
         Self::from_create_request(body, &request)
     }
 
-    /// Whether a container could not tell the two apart. Clients encode maps in any order; a field that this
-    /// server does not know shows in the length.
+    /// Whether a container could not tell the two apart. Clients encode maps in any order and name mounts in
+    /// any; a field that this server does not know shows in the length.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.raw == other.raw
-            || (self.raw.len() == other.raw.len()
-                && self.function == other.function
-                && self.data == other.data)
+        fn ordered(definition: &Definition) -> (api::Function, api::FunctionData) {
+            let (mut function, mut data) = (definition.function.clone(), definition.data.clone());
+            let ranked = data.ranked_functions.iter_mut().filter_map(|ranked| ranked.function.as_mut());
+            for function in ranked.chain([&mut function]) {
+                function.mount_ids.sort();
+                function.object_dependencies.sort_by(|a, b| a.object_id.cmp(&b.object_id));
+            }
+            (function, data)
+        }
+        self.raw == other.raw || (self.raw.len() == other.raw.len() && ordered(self) == ordered(other))
     }
 
     /// The handle metadata for a function of this definition.

@@ -117,6 +117,7 @@ impl Control {
                 "schedule": schedule.map(|times| json!({
                     "next_due_ms": times.next.map(|at| at.0),
                     "last_due_ms": times.last.map(|at| at.0),
+                    "text": times.to_string(),
                 })),
                 "function": function.name,
                 "containers": function.containers,

@@ -90,6 +90,16 @@ pub(crate) struct ScheduleOverview {
     pub last: Option<UnixMs>,
 }
 
+impl std::fmt::Display for ScheduleOverview {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.next {
+            Some(next) => write!(f, "runs by itself, next at {}", evoke_sched::in_words(next))?,
+            None => write!(f, "never runs by itself again")?,
+        }
+        self.last.map_or(Ok(()), |last| write!(f, ", last for {}", evoke_sched::in_words(last)))
+    }
+}
+
 impl Schedules {
     fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)

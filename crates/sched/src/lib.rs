@@ -20,4 +20,4 @@ pub use fleet::{
 pub use plan::{IdleContainer, Plan, PoolSnapshot, plan};
 pub use reason::Reason;
 pub use room::{Candidate, FAIR_SLICE_MS, FAIR_WAIT_MS, Room, make_room};
-pub use schedule::{Due, PERIOD_MS_MIN, PeriodParts, Schedule, ScheduleError};
+pub use schedule::{Due, PERIOD_MS_MIN, PeriodParts, Schedule, ScheduleError, in_words};

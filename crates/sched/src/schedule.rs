@@ -186,6 +186,11 @@ impl Schedule {
     }
 }
 
+/// A time as people read it, in UTC.
+pub fn in_words(at: UnixMs) -> String {
+    zoned(at, &TimeZone::UTC).timestamp().to_string()
+}
+
 fn zoned(at: UnixMs, zone: &TimeZone) -> Zoned {
     let at = i64::try_from(at.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     at.unwrap_or(Timestamp::MAX).to_zoned(zone.clone())

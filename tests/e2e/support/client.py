@@ -249,6 +249,14 @@ class Client:
         """`modal run` of a program with this text, to its end."""
         return self.start_program(text, name, env).end(timeout_s)
 
+    def start_script(self, text: str, name: str = "script.py") -> Process:
+        """Starts a Python program that looks up what is deployed, as any program may."""
+        return self.start(sys.executable, str(self.write(name, text)))
+
+    def script(self, text: str, name: str = "script.py", timeout_s: float = RUN_S_MAX) -> Run:
+        """The same, to its end."""
+        return self.start_script(text, name).end(timeout_s)
+
     def close(self) -> None:
         """Ends what still runs."""
         for process in self._started:
