@@ -21,6 +21,7 @@ def which(seconds=0):
 {more}
 """
 
+
 def _deploy(client: Client, name: str, version: int, *words: str, more: str = "") -> str:
     path = client.write(f"{name}.py", VERSIONED.format(name=name, version=version, more=more))
     return client.modal("deploy", str(path), *words).ok().flat
@@ -97,6 +98,7 @@ def test_a_deployment_under_load_loses_no_input(client: Client) -> None:
     load = client.start_script(
         """
         which = modal.Function.from_name("loaded", "which")
+        which.remote()
         calls = []
         begin = time.monotonic()
         while time.monotonic() - begin < 9:
@@ -105,7 +107,8 @@ def test_a_deployment_under_load_loses_no_input(client: Client) -> None:
             if len(calls) == 10:
                 print("loading", flush=True)
         report("results", [(at, call.get(timeout=60)[0]) for at, call in calls])
-        """)
+        """
+    )
     load.wait_for_text("loading")
     _deploy(client, "loaded", 2)
     probe = 'report("at", time.time()); report("live", modal.Function.from_name("loaded", "which").remote()[0])'
@@ -143,7 +146,8 @@ def test_apps_are_looked_up_tagged_and_listed(client: Client) -> None:
         report("info", made.info(refresh=True).description)
         made.stop()
         report("gone", attempt(modal.App.lookup, "made-by-lookup"))
-        """).ok()
+        """
+    ).ok()
     assert "NotFoundError" in run["missing"]["kinds"] and "create_if_missing" in run["missing"]["error"]
     assert len(set(run["ids"])) == 1
     assert (run["tags"], run["later"]) == ({"team": "search", "cost": "low"}, {"team": "ads"})
@@ -232,8 +236,7 @@ def test_detached_work_goes_on_without_its_client(client: Client) -> None:
     leaves = client.start_modal("run", "--detach", str(path), "--seconds", "6")
     killed = client.start_modal("run", "--detach", str(path), "--seconds", "6", env={"STAY": "60"})
     apps = [process.wait_for_text("APP ap-").text.split()[-1] for process in (leaves, killed)]
-    for process in (leaves, killed):
-        process.wait_for_text("working")
+    killed.wait_for_text("working")
     killed.kill()
     done = leaves.end().ok()
     assert "Timed out waiting" not in done.output, done.describe()

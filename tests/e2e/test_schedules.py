@@ -14,9 +14,6 @@ def tick():
     print("tick", VERSION, time.time(), flush=True)
 
 VERSION = {version}
-
-if __name__ == "__main__":
-    pass
 """
 
 
