@@ -21,8 +21,8 @@ const FOLDER_MODE: u32 = 0o711;
 /// What is inside is the service user's alone.
 const PRIVATE_MODE: u32 = 0o700;
 /// The folders inside.
-const INSIDE: [&str; 10] =
-    ["db", "objects", "blobs", "mounts", "bundles", "logs", "spool", "layers", "containers", "run"];
+const INSIDE: [&str; 11] =
+    ["db", "objects", "blobs", "values", "mounts", "bundles", "logs", "spool", "layers", "containers", "run"];
 
 /// A data folder.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -190,7 +190,8 @@ impl Control {
         let state = api::AppState::Stopped as i32;
         let write = AppWrite::State { id, state, stopped_at: Some(self.now()) };
         let secrets = SecretWrite::DeleteOfApp { app_id: id };
-        self.submit(vec![write.into(), secrets.into()], Grade::Synced).await?;
+        let objects = evoke_store::ObjectWrite::DeleteOfApp { app_id: id };
+        self.submit(vec![write.into(), secrets.into(), objects.into()], Grade::Synced).await?;
         self.registry.lock().forget(id);
         self.app_events.changed(id);
         Ok(())

@@ -12,21 +12,27 @@ mod apps;
 mod blobs;
 mod classes;
 mod containers;
+mod data_objects;
 mod definition;
 mod deployments;
+mod dicts;
 mod environments;
 mod explain;
 mod functions;
 mod images;
 mod invocations;
+mod last_writes;
 mod launch;
 mod log_history;
 mod logs;
 mod machine;
 mod mounts;
+mod names;
 mod overview;
 pub mod ports;
 mod publish;
+mod queue_lines;
+mod queues;
 mod rebuild;
 mod registry;
 mod reports;
@@ -40,6 +46,7 @@ mod shell;
 mod volumes;
 mod wakers;
 mod wire;
+mod workspace;
 
 pub use machine::Machine;
 pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
@@ -92,6 +99,8 @@ pub struct Dependencies {
     pub shared_folders: SharedFolders,
     /// Large payloads.
     pub blobs: BlobStore,
+    /// Large values of dictionaries.
+    pub values: BlobStore,
     /// Builds images.
     pub builder: Arc<dyn ImageBuilder>,
     /// The client's packages.
@@ -115,6 +124,7 @@ pub struct Control {
     pub(crate) shared_folders: SharedFolders,
     pub(crate) shared_heard: shared_volumes::Heard,
     pub(crate) blobs: BlobStore,
+    pub(crate) values: BlobStore,
     pub(crate) builder: Arc<dyn ImageBuilder>,
     pub(crate) bundles: Arc<dyn Bundles>,
     pub(crate) urls: Arc<dyn Urls>,
@@ -130,6 +140,14 @@ pub struct Control {
     pub(crate) polls: containers::Polls,
     pub(crate) volumes: volumes::State,
     pub(crate) app_events: logs::AppEvents,
+    pub(crate) last_writes: last_writes::LastWrites,
+    pub(crate) queue_lines: queue_lines::QueueLines,
+    /// Who looks at the next items of a partition.
+    pub(crate) queue_peeks: wakers::Wakers<queues::SpotKey>,
+    /// Who waits for room in a partition.
+    pub(crate) queue_room: wakers::Wakers<queues::SpotKey>,
+    /// Told when something was deleted of which much may be left.
+    pub(crate) sweep: Notify,
     /// Told when an app came that must be watched for its client's silence.
     pub(crate) liveness: Notify,
     /// Told when this server can do no good any more.
@@ -149,7 +167,7 @@ impl Control {
     pub fn start(config: ControlConfig, dependencies: Dependencies) -> Arc<Self> {
         let Dependencies { store, logs, vault, objects, trees, contents, volume_trees, blobs, .. } =
             dependencies;
-        let Dependencies { shared_folders, builder, bundles, urls, clock, .. } = dependencies;
+        let Dependencies { shared_folders, values, builder, bundles, urls, clock, .. } = dependencies;
         let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
@@ -165,6 +183,7 @@ impl Control {
             shared_folders,
             shared_heard: shared_volumes::Heard::default(),
             blobs,
+            values,
             builder,
             bundles,
             urls,
@@ -177,6 +196,11 @@ impl Control {
             polls: containers::Polls::default(),
             volumes: volumes::State::default(),
             app_events: logs::AppEvents::default(),
+            last_writes: last_writes::LastWrites::default(),
+            queue_lines: queue_lines::QueueLines::default(),
+            queue_peeks: wakers::Wakers::default(),
+            queue_room: wakers::Wakers::default(),
+            sweep: Notify::new(),
             liveness: Notify::new(),
             doomed: Notify::new(),
             rebuilding: AtomicBool::new(false),
@@ -195,14 +219,10 @@ impl Control {
     }
 
     async fn resume_inner(self: &Arc<Self>, capacity: WorkerCapacity) -> Result<(), Status> {
-        let environments = self.store.environments().list(WORKSPACE.into()).await.map_err(stored)?;
-        for row in environments {
-            let environment = registry::Environment { id: row.id, name: row.name.clone() };
-            self.registry.lock().environments.insert(row.name, environment);
-        }
-        if self.environment("").is_err() {
-            self.create_default_environment().await?;
-        }
+        self.load_environments().await?;
+        // While no server ran, no client of an ephemeral object could be heard of.
+        let heard = evoke_store::ObjectWrite::AllHeard { at: self.now() };
+        self.submit(vec![heard.into()], evoke_store::Grade::Written).await?;
         self.end_cut_off_builds().await?;
         let _ = self.capacity.set(capacity);
         self.calls.apply(self, |engine, now| Ok(engine.put_worker(capacity, now))).await?;
@@ -249,6 +269,7 @@ impl Control {
         self.spawn("engine-timer", |control| async move { control.calls.run_timer(control.clone()).await });
         self.spawn("retention", Control::run_retention);
         self.spawn("schedules", Control::keep_schedules);
+        self.spawn("sweeps", Control::run_sweeps);
         self.spawn("client-liveness", |control| async move { control.watch_clients().await });
         Ok(())
     }

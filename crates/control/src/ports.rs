@@ -13,6 +13,8 @@ use std::sync::Arc;
 /// Addresses that clients and containers are given. `origin` is the base address by which the caller reached
 /// the server, without a slash at the end.
 pub trait Urls: Send + Sync {
+    /// The page that shows all apps.
+    fn home(&self, origin: &str) -> String;
     /// The page of an app.
     fn app(&self, origin: &str, app: AppId) -> String;
     /// Where the whole of a blob is put in one request.

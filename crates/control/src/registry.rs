@@ -130,6 +130,10 @@ pub struct Environment {
     pub id: EnvironmentId,
     /// Its name.
     pub name: String,
+    /// When it was made.
+    pub created_at: UnixMs,
+    /// What can be set of it.
+    pub settings: api::EnvironmentSettings,
 }
 
 /// Everything that is live.
@@ -137,6 +141,8 @@ pub struct Environment {
 pub struct Live {
     /// Environments by name.
     pub environments: BTreeMap<String, Environment>,
+    /// The one that is meant where none is named.
+    pub default: Option<EnvironmentId>,
     /// Apps that are not stopped.
     pub apps: HashMap<AppId, App>,
     /// Their functions.
@@ -146,6 +152,11 @@ pub struct Live {
 }
 
 impl Live {
+    /// Takes an environment in, under its name.
+    pub fn put_environment(&mut self, environment: Environment) {
+        self.environments.insert(environment.name.clone(), environment);
+    }
+
     /// The deployed app of this name.
     pub fn deployed(&self, environment: EnvironmentId, name: &str) -> Option<&App> {
         self.apps.values().find(|app| {

@@ -4,7 +4,7 @@ use crate::{Control, blocking, stored};
 use evoke_core::Error;
 use evoke_proto::Status;
 use evoke_store::logs::Retention;
-use evoke_store::{Grade, IDEMPOTENCY_RETENTION_MS, IdempotencyWrite, RetentionWrite};
+use evoke_store::{Grade, IDEMPOTENCY_RETENTION_MS, IdempotencyWrite, RetentionWrite, SecretWrite};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ const DATABASE_BYTES_MAX: u64 = 64 << 30;
 const LOG_BYTES_MAX: u64 = 16 << 30;
 /// An upload that nobody went on with for a day is given up (milliseconds).
 const UPLOAD_KEPT_MS: u64 = 24 * 3600 * 1000;
+/// A secret without a name and an app is kept for this long (milliseconds) after a container last got it.
+const SECRET_KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
 
 impl Control {
     /// Deletes what is over its time, round after round. Ends with the server.
@@ -38,6 +40,7 @@ impl Control {
         let writes = vec![
             IdempotencyWrite::Expire { before: before(IDEMPOTENCY_RETENTION_MS) }.into(),
             RetentionWrite::CallsBefore { before: before(KEPT_MS) }.into(),
+            SecretWrite::DeleteUnused { before: before(SECRET_KEPT_MS) }.into(),
             RetentionWrite::CallsOverBytes { max_bytes: DATABASE_BYTES_MAX, now }.into(),
         ];
         self.submit(writes, Grade::Written).await?;

@@ -1,11 +1,11 @@
 //! Secrets: looked up or made, sealed before they reach the store, opened only for the container they are
 //! for. Values never appear in logs or errors.
 
-use crate::{Control, parse_id, stored};
-use evoke_core::SecretId;
+use crate::{Control, names, parse_id, stored};
+use evoke_core::{EnvironmentId, SecretId, UnixMs};
 use evoke_proto::{CallContext, Code, Status, api};
-use evoke_store::vault::Env;
-use evoke_store::{Grade, SecretRow, SecretWrite};
+use evoke_store::vault::{Env, Sealed};
+use evoke_store::{Answer, Grade, SecretRow, SecretWrite};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,11 +20,12 @@ impl Control {
     ) -> Result<api::SecretGetOrCreateResponse, Status> {
         use api::ObjectCreationType as Kind;
         let kind = request.object_creation_type();
-        if kind == Kind::AnonymousOwnedByApp {
-            let row = self.seal_secret(&request, None, None)?;
-            return self.put_secret(&context, row, &request.environment_name).await;
-        }
         let environment = self.environment(&request.environment_name)?;
+        if matches!(kind, Kind::AnonymousOwnedByApp | Kind::Ephemeral) {
+            let mut row = self.seal_secret(&request, None, None)?;
+            row.environment_id = Some(environment.id);
+            return self.put_secret(&context, row, &environment.name).await;
+        }
         let name = request.deployment_name.clone();
         let existing = self.store.secrets().by_name(environment.id, name.clone()).await.map_err(stored)?;
         match (kind, existing) {
@@ -47,9 +48,18 @@ impl Control {
                 environment.name
             ))),
             (_, existing) => {
-                let mut row = self.seal_secret(&request, Some(name), existing.as_ref())?;
+                names::check_object_name(&name, "Secret")?;
+                let mut row = self.seal_secret(&request, Some(name.clone()), existing.as_ref())?;
                 row.environment_id = Some(environment.id);
-                self.put_secret(&context, row, &environment.name).await
+                match self.put_secret(&context, row, &environment.name).await {
+                    // Somebody else was quicker.
+                    Err(status) if status.code == Code::AlreadyExists && kind == Kind::CreateIfMissing => {
+                        let found =
+                            self.store.secrets().by_name(environment.id, name).await.map_err(stored)?;
+                        found.map(|row| secret_reply(&row, &environment.name)).ok_or(status)
+                    }
+                    done => done,
+                }
             }
         }
     }
@@ -61,18 +71,7 @@ impl Control {
         previous: Option<&SecretRow>,
     ) -> Result<SecretRow, Status> {
         let variables: BTreeMap<String, String> = request.env_dict.clone().into_iter().collect();
-        let size: usize = variables.iter().map(|(key, value)| key.len() + value.len()).sum();
-        if size > SECRET_BYTES_MAX {
-            return Err(Status::invalid(format!(
-                "The secret has {size} bytes; at most {SECRET_BYTES_MAX} are allowed"
-            )));
-        }
-        if let Some(bad) = variables.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
-            return Err(Status::invalid(format!("'{bad}' is not a name for an environment variable")));
-        }
-        if variables.values().any(|value| value.contains('\0')) {
-            return Err(Status::invalid("A secret's value contains a NUL byte"));
-        }
+        check_variables(&variables)?;
         let now = self.now();
         let id = previous.map_or_else(|| SecretId::new(now, &mut *self.entropy()), |row| row.id);
         let app_id = match (&name, request.app_id.as_str()) {
@@ -86,13 +85,17 @@ impl Control {
             name,
             version: previous.map_or(1, |row| row.version + 1),
             keys: variables.keys().cloned().collect(),
-            sealed: self
-                .vault
-                .seal_env(&id.to_string(), &Env::new(variables))
-                .map_err(|error| Status::internal(error.to_string()))?,
+            sealed: self.seal(id, variables)?,
             created_at: previous.map_or(now, |row| row.created_at),
             updated_at: now,
+            created_by: previous.map_or_else(|| self.author(), |row| row.created_by.clone()),
+            used_at: previous.and_then(|row| row.used_at),
         })
+    }
+
+    fn seal(&self, id: SecretId, variables: BTreeMap<String, String>) -> Result<Sealed, Status> {
+        let sealed = self.vault.seal_env(&id.to_string(), &Env::new(variables));
+        sealed.map_err(|error| Status::internal(error.to_string()))
     }
 
     async fn put_secret(
@@ -117,10 +120,14 @@ impl Control {
         let page = request.pagination.unwrap_or_default();
         let before = page.created_before;
         let most = usize::try_from(page.max_objects).ok().filter(|most| *most > 0).unwrap_or(usize::MAX);
-        let asked = rows.iter().filter(|row| before <= 0.0 || row.created_at.as_secs_f64() < before);
-        let items = asked.take(most).map(|row| api::SecretListItem {
+        rows.retain(|row| before <= 0.0 || row.created_at.as_secs_f64() < before);
+        // A page only ends between two times, so that the next one misses none.
+        let last = rows.get(most.saturating_sub(1)).map(|row| row.created_at);
+        let asked = rows.iter().take_while(|row| last.is_none_or(|last| row.created_at >= last));
+        let items = asked.map(|row| api::SecretListItem {
             label: row.name.clone().unwrap_or_default(),
             created_at: row.created_at.as_secs_f64(),
+            last_used_at: row.used_at.map_or(0.0, UnixMs::as_secs_f64),
             environment_name: environment.name.clone(),
             secret_id: row.id.to_string(),
             metadata: secret_reply(row, &environment.name).metadata,
@@ -135,10 +142,69 @@ impl Control {
         request: api::SecretDeleteRequest,
     ) -> Result<(), Status> {
         let id: SecretId = parse_id(&request.secret_id)?;
-        if self.store.secrets().by_id(id).await.map_err(stored)?.is_none() {
-            return Err(Status::not_found(format!("There is no secret {id}")));
-        }
+        self.secret(&request.secret_id).await?;
         self.commit(&context, vec![SecretWrite::Delete { id }.into()], Grade::Synced, &()).await
+    }
+
+    pub(crate) async fn secret_get_info(
+        self: Arc<Self>,
+        _context: CallContext,
+        request: api::SecretGetInfoRequest,
+    ) -> Result<api::SecretGetInfoResponse, Status> {
+        let row = self.secret(&request.secret_id).await?;
+        let metadata = secret_reply(&row, &self.environment_name(row.environment_id)).metadata;
+        Ok(api::SecretGetInfoResponse { metadata })
+    }
+
+    /// Sets and deletes variables; those that are not named stay.
+    pub(crate) async fn secret_update(
+        self: Arc<Self>,
+        context: CallContext,
+        request: api::SecretUpdateRequest,
+    ) -> Result<(), Status> {
+        loop {
+            let mut row = self.secret(&request.secret_id).await?;
+            let mut variables = self.unseal(&row)?;
+            for update in &request.updates {
+                match &update.value {
+                    Some(value) => variables.insert(update.key.clone(), value.clone()),
+                    None => variables.remove(&update.key),
+                };
+            }
+            check_variables(&variables)?;
+            row.keys = variables.keys().cloned().collect();
+            row.sealed = self.seal(row.id, variables)?;
+            row.version += 1;
+            row.updated_at = self.now();
+            let answer = Answer::new(self.keep(&context, |updated: &bool| updated.then(Vec::new)));
+            let update = SecretWrite::Update { row, answer: answer.clone() };
+            self.submit(vec![update.into()], Grade::Synced).await?;
+            // Changed or deleted by somebody else meanwhile, it is looked at again.
+            if answer.take() == Some(true) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn secret(&self, id: &str) -> Result<SecretRow, Status> {
+        let id: SecretId = parse_id(id)?;
+        let row = self.store.secrets().by_id(id).await.map_err(stored)?;
+        row.ok_or_else(|| {
+            Status::not_found(format!("There is no secret {id}. List what there is with: evoke secret list"))
+        })
+    }
+
+    fn environment_name(&self, id: Option<EnvironmentId>) -> String {
+        let live = self.registry.lock();
+        let found = live.environments.values().find(|environment| Some(environment.id) == id);
+        found.map(|environment| environment.name.clone()).unwrap_or_default()
+    }
+
+    fn unseal(&self, row: &SecretRow) -> Result<BTreeMap<String, String>, Status> {
+        let opened = self.vault.unseal_env(&row.id.to_string(), &row.sealed);
+        let opened =
+            opened.map_err(|error| Status::new(Code::DataLoss, format!("The secret {}: {error}", row.id)))?;
+        Ok(opened.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect())
     }
 
     /// The variables of these secrets in order; later ones override earlier ones.
@@ -148,10 +214,10 @@ impl Control {
             let id: SecretId = parse_id(text)?;
             let row = self.store.secrets().by_id(id).await.map_err(stored)?;
             let row = row.ok_or_else(|| Status::not_found(format!("The secret {id} is gone")))?;
-            let opened = self.vault.unseal_env(&id.to_string(), &row.sealed);
-            let opened =
-                opened.map_err(|error| Status::new(Code::DataLoss, format!("The secret {id}: {error}")))?;
-            variables.extend(opened.iter().map(|(key, value)| (key.to_string(), value.to_string())));
+            variables.extend(self.unseal(&row)?);
+            // Nobody waits for this; it is shown, and keeps what has no owner.
+            let used = SecretWrite::Used { id, at: self.now() };
+            drop(self.store.submit(vec![used.into()], Grade::Written));
         }
         Ok(variables)
     }
@@ -164,11 +230,28 @@ fn secret_reply(row: &SecretRow, environment: &str) -> api::SecretGetOrCreateRes
             name: row.name.clone().unwrap_or_default(),
             creation_info: Some(api::CreationInfo {
                 created_at: row.created_at.as_secs_f64(),
-                ..Default::default()
+                created_by: row.created_by.clone(),
             }),
             keys: row.keys.clone(),
             environment_name: environment.to_string(),
+            last_used_at: row.used_at.map_or(0.0, UnixMs::as_secs_f64),
             ..Default::default()
         }),
     }
+}
+
+fn check_variables(variables: &BTreeMap<String, String>) -> Result<(), Status> {
+    let size: usize = variables.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > SECRET_BYTES_MAX {
+        return Err(Status::invalid(format!(
+            "The secret has {size} bytes; at most {SECRET_BYTES_MAX} are allowed"
+        )));
+    }
+    if let Some(bad) = variables.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
+        return Err(Status::invalid(format!("'{bad}' is not a name for an environment variable")));
+    }
+    if variables.values().any(|value| value.contains('\0')) {
+        return Err(Status::invalid("A secret's value contains a NUL byte"));
+    }
+    Ok(())
 }

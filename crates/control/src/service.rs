@@ -26,7 +26,7 @@ fn alive(me: &Weak<Control>) -> Result<Arc<Control>, Status> {
 
 /// The dispatcher over all handlers of `me`.
 pub(crate) fn dispatcher(me: Weak<Control>) -> Dispatcher {
-    let builder = unary(Dispatcher::builder(), &me);
+    let builder = data(unary(Dispatcher::builder(), &me), &me);
     streams(volumes(builder, &me), &me).build()
 }
 
@@ -59,8 +59,6 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         ContainerHeartbeat => container_heartbeat,
         ContainerHello => container_hello,
         ContainerStop => container_stop,
-        EnvironmentGetOrCreate => environment_get_or_create,
-        EnvironmentList => environment_list,
         FunctionBindParams => function_bind_params,
         FunctionCallCancel => function_call_cancel,
         FunctionCallFromId => function_call_from_id,
@@ -82,9 +80,6 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         MountBatchedCheckExistence => mount_batched_check_existence,
         MountGetOrCreate => mount_get_or_create,
         MountPutFile => mount_put_file,
-        SecretDelete => secret_delete,
-        SecretGetOrCreate => secret_get_or_create,
-        SecretList => secret_list,
         TaskGetInfo => task_get_info,
         TaskList => task_list,
         TaskResult => task_result,
@@ -94,6 +89,49 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         let me = me.clone();
         async move { alive(&me)?.function_create(context, request, body).await }
     })
+}
+
+fn data(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
+    serve!(builder, me, {
+        DictClear => dict_clear,
+        DictContains => dict_contains,
+        DictDelete => dict_delete,
+        DictGet => dict_get,
+        DictGetById => dict_get_by_id,
+        DictGetOrCreate => dict_get_or_create,
+        DictHeartbeat => dict_heartbeat,
+        DictLen => dict_len,
+        DictList => dict_list,
+        DictPop => dict_pop,
+        DictUpdate => dict_update,
+        EnvironmentCreate => environment_create,
+        EnvironmentDelete => environment_delete,
+        EnvironmentGetOrCreate => environment_get_or_create,
+        EnvironmentList => environment_list,
+        EnvironmentUpdate => environment_update,
+        ObjectSuggest => object_suggest,
+        QueueClear => queue_clear,
+        QueueDelete => queue_delete,
+        QueueGet => queue_get,
+        QueueGetById => queue_get_by_id,
+        QueueGetOrCreate => queue_get_or_create,
+        QueueHeartbeat => queue_heartbeat,
+        QueueLen => queue_len,
+        QueueList => queue_list,
+        QueueNextItems => queue_next_items,
+        QueuePut => queue_put,
+        SecretDelete => secret_delete,
+        SecretGetInfo => secret_get_info,
+        SecretGetOrCreate => secret_get_or_create,
+        SecretList => secret_list,
+        SecretUpdate => secret_update,
+        TokenInfoGet => token_info_get,
+        WorkspaceDashboardUrlGet => workspace_dashboard_url_get,
+        WorkspaceNameLookup => workspace_name_lookup,
+        WorkspaceSetDefaultEnvironment => workspace_set_default_environment,
+        WorkspaceSettings => workspace_settings,
+    });
+    builder
 }
 
 fn volumes(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
@@ -127,7 +165,7 @@ fn volumes(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder 
 }
 
 fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
-    let [logs, build, data_out, data_in, files, files2, shared] = std::array::from_fn(|_| me.clone());
+    let [logs, build, data_out, data_in, files, files2, shared, entries] = std::array::from_fn(|_| me.clone());
     builder
         .server_stream(rpc::AppGetLogs, move |context, request| {
             let me = logs.clone();
@@ -156,6 +194,10 @@ fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder 
         .server_stream(rpc::VolumeListFiles2, move |context, request| {
             let me = files2.clone();
             async move { alive(&me)?.volume_list_files2(context, request).await }
+        })
+        .server_stream(rpc::DictContents, move |_context, request| {
+            let me = entries.clone();
+            async move { alive(&me)?.dict_contents(request).await }
         })
 }
 

@@ -260,6 +260,9 @@ impl Control {
             .idempotent_reply(key.to_string(), context.rpc.name.to_string(), self.now())
             .await
             .map_err(stored)?;
-        Ok(reply.map(Into::into))
+        match (context.rpc.name, reply) {
+            ("DictPop", Some(reply)) => self.dict_popped_before(reply.into()).await.map(Some),
+            (_, reply) => Ok(reply.map(Into::into)),
+        }
     }
 }

@@ -176,6 +176,10 @@ kinds! {
     SharedVolume, SharedVolumeId, "sv";
     /// An environment: a namespace of apps and named objects.
     Environment, EnvironmentId, "en";
+    /// A dictionary shared by clients and containers.
+    Dict, DictId, "di";
+    /// A queue shared by clients and containers.
+    Queue, QueueId, "qu";
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ mod resources;
 pub use clock::{Clock, Entropy, SeededEntropy, SystemClock, SystemEntropy, UnixMs};
 pub use error::{Error, ErrorCode, Result};
 pub use id::{
-    AppId, BlobId, CallId, ClassId, DefinitionId, EnvironmentId, FunctionId, ImageId, InputId, MountId,
-    SecretId, SharedVolumeId, TaskId, VolumeId,
+    AppId, BlobId, CallId, ClassId, DefinitionId, DictId, EnvironmentId, FunctionId, ImageId, InputId,
+    MountId, QueueId, SecretId, SharedVolumeId, TaskId, VolumeId,
 };
 pub use phase::{Phase, StartPath};
 pub use principal::Principal;

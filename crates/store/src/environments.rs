@@ -37,7 +37,8 @@ pub struct EnvironmentRow {
 pub enum EnvironmentWrite {
     /// Makes it, or replaces what is stored under its id.
     Put(EnvironmentRow),
-    /// Marks it as deleted; its name is free again.
+    /// Marks it as deleted, with all secrets, dictionaries and queues in it; its name is free again. Its apps
+    /// must be stopped before.
     Delete {
         /// Which.
         id: EnvironmentId,
@@ -64,11 +65,15 @@ impl EnvironmentWrite {
                     row.body
                 ],
             )?,
-            Self::Delete { id, at } => exec(
-                conn,
-                "UPDATE environments SET deleted_at = ?2 WHERE id = ?1 AND deleted_at IS NULL",
-                params![id.to_string(), int(*at)],
-            )?,
+            Self::Delete { id, at } => {
+                crate::objects::delete_of_environment(conn, *id)?;
+                exec(conn, "DELETE FROM secrets WHERE environment_id = ?1", [id.to_string()])?;
+                exec(
+                    conn,
+                    "UPDATE environments SET deleted_at = ?2 WHERE id = ?1 AND deleted_at IS NULL",
+                    params![id.to_string(), int(*at)],
+                )?
+            }
         };
         Ok(())
     }

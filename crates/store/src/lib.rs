@@ -11,12 +11,14 @@
 //! Entry points: [`Store`] (asynchronous, threaded), [`Db`] (the same, synchronous, for simulation),
 //! [`calls`] (what the call engine stores), [`logs`], [`vault`].
 
+mod answer;
 mod apps;
 mod blobs;
 pub mod calls;
 mod checkpoint;
 mod classes;
 mod db;
+mod dicts;
 mod environments;
 mod error;
 mod functions;
@@ -24,6 +26,8 @@ mod idempotency;
 mod images;
 pub mod logs;
 mod mounts;
+mod objects;
+mod queues;
 mod readers;
 mod retention;
 mod schedules;
@@ -40,16 +44,25 @@ mod volumes;
 mod write;
 mod writer;
 
+pub use answer::{Answer, Keep};
 pub use apps::{AppRow, AppWrite, Apps, DEPLOYMENT_STAGED, DeploymentRow};
 pub use blobs::{BlobRow, BlobState, BlobWrite, Blobs};
 pub use classes::{ClassRow, ClassWrite, Classes};
 pub use db::Db;
+pub use dicts::{
+    DICT_LEN_MAX, DictCursor, DictEntry, DictWrite, Dicts, ENTRY_IDLE_MS_MAX, ENTRY_TOUCH_MS, Found, Value,
+};
 pub use environments::{EnvironmentRow, EnvironmentWrite, Environments};
 pub use error::StoreError;
 pub use functions::{DefinitionRow, FunctionRow, FunctionWrite, Functions};
 pub use idempotency::{IDEMPOTENCY_RETENTION_MS, IdempotencyRow, IdempotencyWrite};
 pub use images::{ImageRow, ImageState, ImageWrite, Images};
 pub use mounts::{MountRow, MountWrite, Mounts};
+pub use objects::{DataKind, ObjectRow, ObjectWrite, Objects};
+pub use queues::{
+    NumberedItems, PARTITION_BYTES_MAX, PARTITION_ITEMS_MAX, PARTITIONS_MAX, Put, QueueSize, QueueWrite,
+    Queues,
+};
 pub use retention::RetentionWrite;
 pub use schedules::{ScheduleRow, ScheduleWrite, Schedules};
 pub use secrets::{SecretRow, SecretWrite, Secrets};

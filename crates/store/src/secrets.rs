@@ -1,6 +1,7 @@
 //! Secrets: named or anonymous maps of environment variables, stored sealed (see [`crate::vault`]).
 
-use crate::sql::{exec, id, int, json, many, ms, one, opt_id, opt_text, to_json};
+use crate::answer::Answer;
+use crate::sql::{exec, id, int, json, many, ms, one, opt_id, opt_ms, opt_text, to_json};
 use crate::vault::Sealed;
 use crate::{Store, StoreError};
 use evoke_core::{AppId, EnvironmentId, SecretId, UnixMs};
@@ -16,8 +17,15 @@ CREATE UNIQUE INDEX secrets_by_name ON secrets (environment_id, name) WHERE name
 CREATE INDEX secrets_of_app ON secrets (app_id) WHERE app_id IS NOT NULL;
 ";
 
+/// Who made a secret, and when a container last got it.
+pub(crate) const AUTHORS: &str = "
+ALTER TABLE secrets ADD COLUMN created_by TEXT NOT NULL DEFAULT '';
+ALTER TABLE secrets ADD COLUMN used_at INTEGER;
+CREATE INDEX secrets_unowned ON secrets (created_at) WHERE name IS NULL AND app_id IS NULL;
+";
+
 const COLUMNS: &str = "id, environment_id, app_id, name, version, keys, key_id, nonce, sealed, created_at,
-  updated_at";
+  updated_at, created_by, used_at";
 
 /// A stored secret. The values are only in `sealed`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +48,10 @@ pub struct SecretRow {
     pub created_at: UnixMs,
     /// When it was last changed.
     pub updated_at: UnixMs,
+    /// Who made it.
+    pub created_by: String,
+    /// When a container last got it.
+    pub used_at: Option<UnixMs>,
 }
 
 /// A change of a secret.
@@ -47,6 +59,25 @@ pub struct SecretRow {
 pub enum SecretWrite {
     /// Makes it, or replaces what is stored under its id.
     Put(SecretRow),
+    /// Replaces what is stored, if that still has the version before this one's. Answers whether it had.
+    Update {
+        /// The new row.
+        row: SecretRow,
+        /// Whether it was replaced.
+        answer: Answer<bool>,
+    },
+    /// Notes that a container got it.
+    Used {
+        /// Which.
+        id: SecretId,
+        /// When.
+        at: UnixMs,
+    },
+    /// Deletes those without name and app that were neither made nor used since.
+    DeleteUnused {
+        /// The oldest time to keep.
+        before: UnixMs,
+    },
     /// Deletes it.
     Delete {
         /// Which.
@@ -63,6 +94,27 @@ impl SecretWrite {
     pub(crate) fn apply(&self, conn: &Connection) -> rusqlite::Result<()> {
         match self {
             Self::Put(row) => put(conn, row)?,
+            Self::Update { row, answer } => {
+                let sql = "SELECT 1 FROM secrets WHERE id = ?1 AND version = ?2 - 1";
+                let current =
+                    conn.prepare_cached(sql)?.exists(params![row.id.to_string(), row.version as i64])?;
+                if current {
+                    put(conn, row)?;
+                }
+                answer.give(conn, current)?;
+                0
+            }
+            Self::Used { id, at } => exec(
+                conn,
+                "UPDATE secrets SET used_at = ?2 WHERE id = ?1",
+                params![id.to_string(), int(*at)],
+            )?,
+            Self::DeleteUnused { before } => exec(
+                conn,
+                "DELETE FROM secrets WHERE name IS NULL AND app_id IS NULL
+                   AND created_at < ?1 AND coalesce(used_at, 0) < ?1",
+                [int(*before)],
+            )?,
             Self::Delete { id } => exec(conn, "DELETE FROM secrets WHERE id = ?1", [id.to_string()])?,
             Self::DeleteOfApp { app_id } => {
                 exec(conn, "DELETE FROM secrets WHERE app_id = ?1 AND name IS NULL", [app_id.to_string()])?
@@ -76,8 +128,8 @@ fn put(conn: &Connection, row: &SecretRow) -> rusqlite::Result<usize> {
     exec(
         conn,
         "INSERT INTO secrets (id, environment_id, app_id, name, version, keys, key_id, nonce, sealed,
-           created_at, updated_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+           created_at, updated_at, created_by, used_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, version = excluded.version,
            keys = excluded.keys, key_id = excluded.key_id, nonce = excluded.nonce,
            sealed = excluded.sealed, updated_at = excluded.updated_at",
@@ -92,7 +144,9 @@ fn put(conn: &Connection, row: &SecretRow) -> rusqlite::Result<usize> {
             row.sealed.nonce,
             row.sealed.ciphertext,
             int(row.created_at),
-            int(row.updated_at)
+            int(row.updated_at),
+            row.created_by,
+            row.used_at.map(int)
         ],
     )
 }
@@ -138,5 +192,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<SecretRow> {
         sealed: Sealed { key_id: row.get(6)?, nonce: row.get(7)?, ciphertext: row.get(8)? },
         created_at: ms(row, 9)?,
         updated_at: ms(row, 10)?,
+        created_by: row.get(11)?,
+        used_at: opt_ms(row, 12)?,
     })
 }

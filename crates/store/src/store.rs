@@ -6,9 +6,10 @@ use crate::sync::Syncer;
 use crate::writer::{self, QUEUE_BATCHES_SATURATED, Queue, lock};
 use crate::{Db, Grade, StoreError, Write};
 use crate::{
-    apps::Apps, blobs::Blobs, classes::Classes, environments::Environments, functions::Functions,
-    images::Images, mounts::Mounts, schedules::Schedules, secrets::Secrets, settings::Settings,
-    shared_volumes::SharedVolumes, tokens::Tokens, volumes::Volumes,
+    apps::Apps, blobs::Blobs, classes::Classes, dicts::Dicts, environments::Environments,
+    functions::Functions, images::Images, mounts::Mounts, objects::Objects, queues::Queues,
+    schedules::Schedules, secrets::Secrets, settings::Settings, shared_volumes::SharedVolumes, tokens::Tokens,
+    volumes::Volumes,
 };
 use rusqlite::Connection;
 use std::fmt;
@@ -105,6 +106,14 @@ impl Store {
         Ticket { seq, done }
     }
 
+    /// Submits several batches, one after the other with nothing in between. Each succeeds or fails alone.
+    pub fn submit_all(&self, batches: Vec<Vec<Write>>, grade: Grade) -> Vec<Ticket> {
+        let (replies, waiting): (Vec<_>, Vec<_>) = batches.iter().map(|_| oneshot::channel()).unzip();
+        let batches = batches.into_iter().zip(replies).map(|(writes, reply)| (writes, grade, reply));
+        let seqs = self.inner.queue.push_all(batches.collect());
+        seqs.into_iter().zip(waiting).map(|(seq, done)| Ticket { seq, done }).collect()
+    }
+
     /// The number of the last submitted batch.
     pub fn last_submitted(&self) -> u64 {
         self.inner.queue.last_seq()
@@ -116,6 +125,11 @@ impl Store {
         let mut progress = self.inner.syncer.progress();
         progress.wait_for(|through| *through >= seq).await.map_err(|_| StoreError::Closed)?;
         Ok(())
+    }
+
+    /// Whether every batch up to `seq` has reached its grade or has failed.
+    pub fn is_committed(&self, seq: u64) -> bool {
+        *self.inner.syncer.progress().borrow() >= seq
     }
 
     /// Whether so much waits for the writer that new work is better refused for now.
@@ -181,6 +195,10 @@ impl Store {
     pub fn classes(&self) -> Classes<'_> {
         Classes(self)
     }
+    /// Dictionaries' entries.
+    pub fn dicts(&self) -> Dicts<'_> {
+        Dicts(self)
+    }
     /// Environments.
     pub fn environments(&self) -> Environments<'_> {
         Environments(self)
@@ -196,6 +214,14 @@ impl Store {
     /// Sets of files.
     pub fn mounts(&self) -> Mounts<'_> {
         Mounts(self)
+    }
+    /// Dictionaries and queues as a whole.
+    pub fn objects(&self) -> Objects<'_> {
+        Objects(self)
+    }
+    /// Queues' items.
+    pub fn queues(&self) -> Queues<'_> {
+        Queues(self)
     }
     /// Secrets.
     pub fn secrets(&self) -> Secrets<'_> {

@@ -5,11 +5,14 @@ use crate::apps::AppWrite;
 use crate::blobs::BlobWrite;
 use crate::calls::CallWrite;
 use crate::classes::ClassWrite;
+use crate::dicts::DictWrite;
 use crate::environments::EnvironmentWrite;
 use crate::functions::FunctionWrite;
 use crate::idempotency::IdempotencyWrite;
 use crate::images::ImageWrite;
 use crate::mounts::MountWrite;
+use crate::objects::ObjectWrite;
+use crate::queues::QueueWrite;
 use crate::retention::RetentionWrite;
 use crate::schedules::ScheduleWrite;
 use crate::secrets::SecretWrite;
@@ -73,6 +76,12 @@ writes! {
     Image(ImageWrite),
     /// Secrets, sealed.
     Secret(SecretWrite),
+    /// Dictionaries and queues as a whole.
+    Object(ObjectWrite),
+    /// Entries of dictionaries.
+    Dict(DictWrite),
+    /// Items of queues.
+    Queue(QueueWrite),
     /// Large payloads: their metadata, not their bytes.
     Blob(BlobWrite),
     /// Replies kept for repeated requests.

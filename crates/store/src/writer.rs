@@ -57,6 +57,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Queue {
     /// Puts a batch at the end; its number.
     pub(crate) fn push(&self, writes: Vec<Write>, grade: Grade, reply: Reply) -> u64 {
+        self.push_all(vec![(writes, grade, reply)]).pop().unwrap_or_default()
+    }
+
+    /// Puts batches at the end, with none in between; their numbers.
+    pub(crate) fn push_all(&self, batches: Vec<(Vec<Write>, Grade, Reply)>) -> Vec<u64> {
         let mut waiting = lock(&self.waiting);
         while waiting.batches.len() >= QUEUE_BATCHES_MAX && waiting.refusal.is_none() {
             waiting = self.space.wait(waiting).unwrap_or_else(PoisonError::into_inner);
@@ -64,18 +69,25 @@ impl Queue {
         if let Some(refusal) = waiting.refusal.clone() {
             let seq = waiting.last_seq;
             drop(waiting);
-            answer(reply, Err(refusal));
-            return seq;
+            let refused = batches.into_iter().map(|(_, _, reply)| {
+                answer(reply, Err(refusal.clone()));
+                seq
+            });
+            return refused.collect();
         }
-        waiting.last_seq += 1;
-        let seq = waiting.last_seq;
-        waiting.batches.push_back(Batch { seq, writes, grade, reply });
+        let mut seqs = Vec::with_capacity(batches.len());
+        for (writes, grade, reply) in batches {
+            waiting.last_seq += 1;
+            let seq = waiting.last_seq;
+            seqs.push(seq);
+            waiting.batches.push_back(Batch { seq, writes, grade, reply });
+        }
         let wake = std::mem::take(&mut waiting.writer_waits);
         drop(waiting);
         if wake {
             self.work.notify_one();
         }
-        seq
+        seqs
     }
 
     /// The number of the batch submitted last.

@@ -205,6 +205,7 @@ async fn rooms(
         contents,
         shared_folders: SharedFolders::open(&inside("volumes/shared"))?,
         blobs: BlobStore::open(&inside("blobs"), clock.clone())?,
+        values: BlobStore::open(&inside("values"), clock.clone())?,
         builder: Arc::new(images::Images::new(builder, contexts, layers, bytecode.clone())),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),
         urls: Arc::new(urls::Signed(signer.clone())),

@@ -9,6 +9,9 @@ use evoke_gateway::UrlSigner;
 pub(super) struct Signed(pub UrlSigner);
 
 impl Urls for Signed {
+    fn home(&self, origin: &str) -> String {
+        self.0.home(origin)
+    }
     fn app(&self, origin: &str, app: AppId) -> String {
         self.0.app(origin, app)
     }

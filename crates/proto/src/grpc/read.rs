@@ -53,8 +53,11 @@ where
         }
         if length > MESSAGE_BYTES_MAX {
             return Err(Status::new(
-                Code::ResourceExhausted,
-                format!("A message of {length} bytes is over the limit of {MESSAGE_BYTES_MAX}"),
+                Code::InvalidArgument,
+                // The words of the status are what the client looks for.
+                format!(
+                    "A message of {length} bytes is over the limit of {MESSAGE_BYTES_MAX} (status = '413')"
+                ),
             ));
         }
         self.held = self.budget.take(length).await;

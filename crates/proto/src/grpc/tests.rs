@@ -121,7 +121,7 @@ async fn refuses_what_it_cannot_read() {
     huge.extend(u32::MAX.to_be_bytes());
     let cases: [(Vec<u8>, u8, &str); 6] = [
         (framed(1, b"x"), 12, "Compressed"),
-        (huge, 8, "over the limit"),
+        (huge, 3, "over the limit"),
         (vec![], 3, "no message"),
         (two, 3, "more than one"),
         (create_body("abc")[..6].to_vec(), 3, "ends within"),
