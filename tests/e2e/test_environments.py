@@ -107,6 +107,7 @@ def test_what_cannot_be_says_why(client: Client) -> None:
 
 
 def test_secrets_are_changed_key_by_key(client: Client) -> None:
+    client.modal("secret", "create", "e2e-changed", "A=1", "B=2").ok()
     run = client.program(
         """
         app = modal.App("secrets-change")
@@ -117,7 +118,6 @@ def test_secrets_are_changed_key_by_key(client: Client) -> None:
 
         @app.local_entrypoint()
         def main():
-            modal.Secret.objects.create("e2e-changed", {"A": "1", "B": "2"}, allow_existing=True)
             secret = modal.Secret.from_name("e2e-changed").hydrate()
             secret.update({"B": "20", "C": "3"})
             report("inside", inside.remote())
