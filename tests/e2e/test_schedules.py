@@ -1,5 +1,6 @@
 """Functions that run by themselves, in deployed apps alone."""
 
+import itertools
 import time
 
 from support.client import Client
@@ -34,7 +35,7 @@ def test_a_period_fires_until_the_app_is_stopped(client: Client, server: Server)
     seen = len(_ticks(client, "ticking"))
     wait_until(lambda: len(_ticks(client, "ticking")) >= seen + 2, "it goes on after a restart", 40)
     begun = [float(line.split()[2]) for line in _ticks(client, "ticking")]
-    assert all(later - earlier > 0.5 for earlier, later in zip(begun, begun[1:], strict=False)), begun
+    assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(begun)), begun
     shown = client.modal("app", "info", "ticking").ok().flat
     assert "Every 2 seconds" in shown, shown
     # A new version has the new code and the new schedule.

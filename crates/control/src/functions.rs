@@ -34,13 +34,8 @@ impl Control {
     ) -> Result<api::FunctionCreateResponse, Status> {
         let app = self.running_app(&request.app_id)?;
         let definition = Definition::from_create_request(&body, &request)?;
-        let name = definition.function.function_name.clone();
-        if name.is_empty() {
-            return Err(Status::invalid("The function has no name"));
-        }
         let now = self.now();
-        crate::schedules::schedule_of(&definition.function, now)
-            .map_err(|why| Status::invalid(format!("The schedule of '{name}' is refused: {why}")))?;
+        let unsatisfiable = self.judge(&context, &definition, now)?;
         let id = match request.existing_function_id.as_str() {
             "" => FunctionId::new(now, &mut *self.entropy()),
             existing => parse_id(existing)?,
@@ -48,13 +43,6 @@ impl Control {
         let previous = self.registry.function(id);
         if previous.as_ref().is_some_and(|function| function.app_id != app.row.id) {
             return Err(Status::invalid(format!("{id} is a function of another app")));
-        }
-        let unsatisfiable = self.machine.refusal(&definition)?;
-        if let Some(reason) = &unsatisfiable {
-            context.warn(format!("{name}: {reason}"));
-        }
-        for ignored in definition.ignored() {
-            context.warn(format!("{name}: {ignored}"));
         }
         let definition_id = DefinitionId::new(now, &mut *self.entropy());
         let metadata = definition.metadata(app.row.id, definition_id);
@@ -80,7 +68,7 @@ impl Control {
         let function = Function {
             id,
             app_id: app.row.id,
-            tag: name,
+            tag: definition.function.function_name.clone(),
             definition_id,
             generation: previous.as_ref().map_or(1, |function| function.generation + 1),
             metadata,
@@ -102,6 +90,30 @@ impl Control {
             self.make_live(id).await?;
         }
         Ok(reply)
+    }
+
+    /// Refuses a definition that can never work, and warns of what will not; why its calls cannot run on this
+    /// machine, where that is so.
+    fn judge(
+        &self,
+        context: &CallContext,
+        definition: &Definition,
+        now: evoke_core::UnixMs,
+    ) -> Result<Option<String>, Status> {
+        let name = &definition.function.function_name;
+        if name.is_empty() {
+            return Err(Status::invalid("The function has no name"));
+        }
+        crate::schedules::schedule_of(&definition.function, now)
+            .map_err(|why| Status::invalid(format!("The schedule of '{name}' is refused: {why}")))?;
+        let unsatisfiable = self.machine.refusal(definition)?;
+        if let Some(reason) = &unsatisfiable {
+            context.warn(format!("{name}: {reason}"));
+        }
+        for ignored in definition.ignored() {
+            context.warn(format!("{name}: {ignored}"));
+        }
+        Ok(unsatisfiable)
     }
 
     /// Gives a function to the scheduler: from now on its calls run.

@@ -81,6 +81,14 @@ impl Entry {
     }
 }
 
+/// A run to be made.
+struct DueRun {
+    function: FunctionId,
+    due: UnixMs,
+    /// The run before it, as far as this server made it.
+    earlier: Option<CallId>,
+}
+
 /// A function's schedule as people are shown it.
 #[derive(Debug, Clone)]
 pub(crate) struct ScheduleOverview {
@@ -151,13 +159,13 @@ impl Schedules {
     }
 
     /// The runs to be made now, and when to look again.
-    fn due(&self, now: UnixMs) -> (Vec<(FunctionId, UnixMs, Option<CallId>)>, Option<UnixMs>) {
+    fn due(&self, now: UnixMs) -> (Vec<DueRun>, Option<UnixMs>) {
         let entries = self.lock();
         let mut runs = Vec::new();
         let mut next: Option<UnixMs> = None;
         for (function, entry) in entries.iter() {
             let due = entry.due(now);
-            runs.extend(due.run.map(|at| (*function, at, entry.call)));
+            runs.extend(due.run.map(|due| DueRun { function: *function, due, earlier: entry.call }));
             next = [next, due.next].into_iter().flatten().min();
         }
         (runs, next)
@@ -192,7 +200,7 @@ impl Control {
             let now = self.now();
             let (runs, next) = self.schedules.due(now);
             let mut wait = next.map(|at| Duration::from_millis(at.since(now).max(1)).min(CLOCK_CHECK));
-            for (function, due, earlier) in runs {
+            for DueRun { function, due, earlier } in runs {
                 if let Err(status) = self.run_scheduled(function, due, earlier).await {
                     tracing::error!(%function, due = due.0, %status, "a scheduled run could not be made");
                     wait = Some(wait.map_or(AGAIN, |wait| wait.min(AGAIN)));
