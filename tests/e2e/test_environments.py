@@ -11,7 +11,8 @@ app = modal.App("in-environment")
 @app.function(secrets=[modal.Secret.from_name("shared-name")])
 def inside():
     d = modal.Dict.from_name("shared-name")
-    return [os.environ["WHERE"], os.environ["MODAL_ENVIRONMENT"], d["where"], modal.Environment.from_context().hydrate().name]
+    here = modal.Environment.from_context().hydrate()
+    return [os.environ["WHERE"], os.environ["MODAL_ENVIRONMENT"], d["where"], here.name]
 
 @app.local_entrypoint()
 def main():

@@ -1,8 +1,8 @@
 //! Environments: namespaces of apps and named objects. One of them is meant where a client names none.
 
 use crate::registry::Environment;
-use crate::{Control, WORKSPACE, names, stored};
-use evoke_core::{EnvironmentId, QueueId};
+use crate::{Control, WORKSPACE, blocking, names, stored};
+use evoke_core::{EnvironmentId, Error, QueueId};
 use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::{
     EnvironmentRow, EnvironmentWrite, Grade, SettingWrite, SharedVolumeWrite, VolumeWrite, Write,
@@ -287,6 +287,11 @@ impl Control {
         for volume in volumes {
             self.remove_trees(volume.id, Vec::new());
         }
+        let folders = self.shared_folders.clone();
+        blocking(move || {
+            shared.iter().try_for_each(|row| folders.remove_folder(row.id)).map_err(Error::from)
+        })
+        .await?;
         for queue in queues {
             self.queue_gone(queue);
         }

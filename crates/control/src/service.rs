@@ -165,7 +165,8 @@ fn volumes(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder 
 }
 
 fn streams(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
-    let [logs, build, data_out, data_in, files, files2, shared, entries] = std::array::from_fn(|_| me.clone());
+    let [logs, build, data_out, data_in, files, files2, shared, entries] =
+        std::array::from_fn(|_| me.clone());
     builder
         .server_stream(rpc::AppGetLogs, move |context, request| {
             let me = logs.clone();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // In a test a failure to set up is a failure of the test.
 
 use evoke_core::{
-    AppId, BlobId, ClassId, DefinitionId, EnvironmentId, FunctionId, ImageId, MountId, SecretId,
+    AppId, BlobId, ClassId, DefinitionId, DictId, EnvironmentId, FunctionId, ImageId, MountId, SecretId,
     SeededEntropy, UnixMs,
 };
 use evoke_store::vault::{Env, Vault};
@@ -373,6 +373,8 @@ async fn secrets_and_tokens(store: &Store) {
         sealed: vault.seal_env(&id.to_string(), &env).unwrap(),
         created_at: NOW,
         updated_at: NOW,
+        created_by: "me".to_owned(),
+        used_at: None,
     };
     put(store, SecretWrite::Put(row.clone())).await;
     let read = store.secrets().by_name(environment, "s".to_owned()).await.unwrap().unwrap();
@@ -401,6 +403,115 @@ async fn secrets_and_tokens(store: &Store) {
     put(store, TokenWrite::Revoke { id: "ak-1".to_owned(), at: NOW }).await;
     assert!(store.tokens().live().await.unwrap().is_empty());
     assert!(!store.tokens().by_id("ak-1".to_owned()).await.unwrap().unwrap().accepts("as-secret"));
+}
+
+fn object<K: DataKind>(ids: &mut Ids, name: &str) -> ObjectRow<K> {
+    ObjectRow {
+        id: ids.make(),
+        environment_id: EnvironmentId::from_bits(1),
+        app_id: None,
+        name: Some(name.to_owned()),
+        created_at: NOW,
+        created_by: "me".to_owned(),
+        heard_at: None,
+    }
+}
+
+async fn update(store: &Store, dict: DictId, key: &'static str, value: &'static str, absent: bool) -> bool {
+    let entries = vec![DictEntry { key: key.into(), value: Value::Inline(value.into()) }];
+    let answer = Answer::new(None);
+    let (if_not_exists, now) = (absent, NOW);
+    put(store, DictWrite::Update { dict, entries, if_not_exists, now, answer: answer.clone() }).await;
+    answer.take().unwrap().unwrap()
+}
+
+async fn dicts(store: &Store) {
+    let mut ids = Ids::new();
+    let row = object::<evoke_core::id::Dict>(&mut ids, "d");
+    let dict = row.id;
+    put(store, row.clone()).await;
+    assert_eq!(store.objects().by_name(row.environment_id, "d".to_owned()).await.unwrap(), Some(row.clone()));
+    let again = ObjectRow { id: ids.make(), ..row.clone() };
+    let taken = store.submit(vec![again.into()], Grade::Written).await;
+    assert!(matches!(taken, Err(StoreError::Conflict(_))));
+    let get = |key: &str, now| store.dicts().get(dict, key.as_bytes(), now).unwrap();
+    let value = |found: Option<Option<Found>>| found.unwrap().map(|found| found.value);
+    assert!(update(store, dict, "a", "1", true).await);
+    assert!(!update(store, dict, "a", "2", true).await);
+    assert_eq!(value(get("a", NOW)), Some(Value::Inline("1".into())));
+    assert!(update(store, dict, "a", "2", false).await);
+    assert_eq!(value(get("a", NOW)), Some(Value::Inline("2".into())));
+    assert_eq!(value(get("b", NOW)), None);
+    // Over its time an entry is as good as gone, and may be put where it was.
+    let late = UnixMs(NOW.0 + ENTRY_IDLE_MS_MAX);
+    assert_eq!(value(get("a", late)), None);
+    assert_eq!(store.dicts().len(dict, late).await.unwrap(), Some(0));
+    put(store, DictWrite::Touch { dict, key: "a".into(), now: late }).await;
+    assert_eq!(store.dicts().len(dict, late).await.unwrap(), Some(1));
+    let answer = Answer::new(None);
+    put(store, DictWrite::Pop { dict, key: "a".into(), now: late, answer: answer.clone() }).await;
+    assert_eq!(answer.take(), Some(Some(Some(Value::Inline("2".into())))));
+    update(store, dict, "x", "1", false).await;
+    put(store, ObjectWrite::Clear { id: dict.to_string() }).await;
+    assert_eq!(value(get("x", NOW)), None);
+    put(store, ObjectWrite::Delete { id: dict.to_string() }).await;
+    assert_eq!(get("x", NOW), None);
+    // What was cleared and deleted goes piece by piece, to its end.
+    for round in 0.. {
+        let more = Answer::new(None);
+        put(store, ObjectWrite::Sweep { more: more.clone() }).await;
+        if more.take() == Some(false) {
+            break;
+        }
+        assert!(round < 10);
+    }
+}
+
+async fn queues(store: &Store) {
+    let mut ids = Ids::new();
+    let row = object::<evoke_core::id::Queue>(&mut ids, "q");
+    let queue = row.id;
+    put(store, row).await;
+    let put_items = async |count: usize, ttl: u64| {
+        let answer = Answer::new(None);
+        let (partition, values) = (bytes::Bytes::new(), (0..count).map(|n| n.to_string().into()).collect());
+        let expires_at = UnixMs(NOW.0 + ttl);
+        let write =
+            QueueWrite::Put { queue, partition, values, now: NOW, expires_at, answer: answer.clone() };
+        put(store, write).await;
+        answer.take().unwrap().unwrap()
+    };
+    let pop = async |most, now| {
+        let answer = Answer::new(None);
+        let partition = bytes::Bytes::new();
+        put(store, QueueWrite::Pop { queue, partition, most, now, answer: answer.clone() }).await;
+        answer.take().unwrap().unwrap().len()
+    };
+    let size = async |now| store.queues().size(queue, now).await.unwrap().unwrap();
+    assert_eq!(put_items(PARTITION_ITEMS_MAX - 1, 1000).await, Put::Done);
+    assert_eq!(put_items(2, 1000).await, Put::PartitionFull);
+    assert_eq!(put_items(1, 1000).await, Put::Done);
+    assert_eq!(size(NOW).await, QueueSize { partitions: 1, items: PARTITION_ITEMS_MAX as u64 });
+    assert_eq!(pop(10, NOW).await, 10);
+    assert_eq!(store.queues().len(queue, b"", NOW).unwrap(), Some(PARTITION_ITEMS_MAX as u64 - 10));
+    let rest =
+        store.queues().items_after(queue, bytes::Bytes::new(), 12, NOW, (3, 100)).await.unwrap().unwrap();
+    assert_eq!(rest.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [13, 14, 15]);
+    // Over its time a partition is empty, swept or not.
+    let late = UnixMs(NOW.0 + 1000);
+    assert_eq!(pop(1, late).await, 0);
+    assert_eq!(size(late).await, QueueSize { partitions: 0, items: 0 });
+    let more = Answer::new(None);
+    put(store, QueueWrite::Expire { now: late, more: more.clone() }).await;
+    assert_eq!(more.take(), Some(true));
+    assert_eq!(size(NOW).await, QueueSize { partitions: 0, items: 0 });
+    // Numbers go on, so that who looks on does not miss what comes.
+    assert_eq!(put_items(1, 1000).await, Put::Done);
+    let next =
+        store.queues().items_after(queue, bytes::Bytes::new(), 4990, NOW, (3, 100)).await.unwrap().unwrap();
+    assert_eq!(next.first().unwrap().0, PARTITION_ITEMS_MAX as i64 + 1);
+    put(store, ObjectWrite::Delete { id: queue.to_string() }).await;
+    assert_eq!(store.queues().size(queue, NOW).await.unwrap(), None);
 }
 
 async fn a_closed_store_says_so(store: &Store) {
@@ -447,5 +558,7 @@ contract!(
     classes_mounts_and_blobs,
     images,
     secrets_and_tokens,
+    dicts,
+    queues,
     a_closed_store_says_so,
 );
