@@ -207,9 +207,9 @@ async fn what_is_dense_is_read_as_it_was_written() {
     let texts: Vec<&[u8]> = newest.entries.iter().map(|entry| &entry.data[..]).collect();
     assert_eq!(texts, [b"line 29998\n", b"line 29999\n"]);
     let found = Filter { text: Some("line 777".to_owned()), ..Filter::default() };
-    assert_eq!(read(found.clone(), Wanted::Everything).await.entries.len(), 111);
+    assert_eq!(read(found.clone(), Wanted::Everything).await.entries.len(), 11);
     let counted = world.logs.count(world.app.clone(), ALL, found, 10).await.unwrap();
-    assert_eq!(counted[0].stdout, 111);
+    assert_eq!(counted[0].stdout, 11);
 }
 
 #[tokio::test]
