@@ -117,46 +117,59 @@ impl Control {
             }
         }
         if row.name.is_some() {
-            let find = async || {
-                let objects = self.store.objects();
-                objects.by_name::<K>(environment.id, name.to_string()).await.map_err(stored)
-            };
-            let taken = || {
-                let text =
-                    format!("There is a {what} '{name}' in environment '{}' already", environment.name);
-                Err(Status::new(Code::AlreadyExists, text))
-            };
-            match (find().await?, creation) {
-                (Some(_), Creation::CreateFailIfExists) => return taken(),
-                (Some(found), _) => return Ok(reply(&found)),
-                (None, Creation::Unspecified) => {
-                    return Err(Status::not_found(format!(
-                        "There is no {what} '{name}' in environment '{}'. Create it with: evoke {} create {name}, \
-                         or pass create_if_missing=True",
-                        environment.name,
-                        K::COMMAND
-                    )));
-                }
-                (None, _) => names::check_object_name(name, what)?,
-            }
-            let answer = reply(&row);
-            let mut writes = vec![row.clone().into()];
-            writes.extend(more(row.id));
-            return match self.commit(context, writes, Grade::Synced, &answer).await {
-                Ok(()) => Ok(answer),
-                // Somebody else was quicker.
-                Err(status) if status.code == Code::AlreadyExists => match (find().await?, creation) {
-                    (Some(found), Creation::CreateIfMissing) => Ok(reply(&found)),
-                    _ => taken(),
-                },
-                Err(status) => Err(status),
-            };
+            return self.named_object(context, row, &environment.name, creation, more, reply).await;
         }
         let answer = reply(&row);
         let mut writes = vec![row.clone().into()];
         writes.extend(more(row.id));
         self.commit(context, writes, Grade::Synced, &answer).await?;
         Ok(answer)
+    }
+
+    /// The same for one with a name: `row` is what is made where there is none of its name.
+    async fn named_object<K: DataObject, R: Message>(
+        &self,
+        context: &CallContext,
+        row: ObjectRow<K>,
+        environment: &str,
+        creation: api::ObjectCreationType,
+        more: impl Fn(Id<K>) -> Vec<Write>,
+        reply: impl Fn(&ObjectRow<K>) -> R,
+    ) -> Result<R, Status> {
+        use api::ObjectCreationType as Creation;
+        let (what, name) = (K::WHAT, row.name.clone().unwrap_or_default());
+        let find = async || {
+            let objects = self.store.objects();
+            objects.by_name::<K>(row.environment_id, name.clone()).await.map_err(stored)
+        };
+        let taken = || {
+            let text = format!("There is a {what} '{name}' in environment '{environment}' already");
+            Err(Status::new(Code::AlreadyExists, text))
+        };
+        match (find().await?, creation) {
+            (Some(_), Creation::CreateFailIfExists) => return taken(),
+            (Some(found), _) => return Ok(reply(&found)),
+            (None, Creation::Unspecified) => {
+                return Err(Status::not_found(format!(
+                    "There is no {what} '{name}' in environment '{environment}'. Create it with: evoke {} create \
+                     {name}, or pass create_if_missing=True",
+                    K::COMMAND
+                )));
+            }
+            (None, _) => names::check_object_name(&name, what)?,
+        }
+        let answer = reply(&row);
+        let mut writes = vec![row.clone().into()];
+        writes.extend(more(row.id));
+        match self.commit(context, writes, Grade::Synced, &answer).await {
+            Ok(()) => Ok(answer),
+            // Somebody else was quicker.
+            Err(status) if status.code == Code::AlreadyExists => match (find().await?, creation) {
+                (Some(found), Creation::CreateIfMissing) => Ok(reply(&found)),
+                _ => taken(),
+            },
+            Err(status) => Err(status),
+        }
     }
 
     /// The object with this id.

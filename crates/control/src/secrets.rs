@@ -131,7 +131,6 @@ impl Control {
             environment_name: environment.name.clone(),
             secret_id: row.id.to_string(),
             metadata: secret_reply(row, &environment.name).metadata,
-            ..Default::default()
         });
         Ok(api::SecretListResponse { items: items.collect(), environment_name: environment.name.clone() })
     }

@@ -27,7 +27,6 @@ impl Control {
         Ok(api::WorkspaceSettingsResponse {
             default_environment_name: self.environment("")?.name,
             image_builder_version: self.config.builder_version.clone(),
-            ..Default::default()
         })
     }
 

@@ -8,8 +8,8 @@ use crate::{Db, Grade, StoreError, Write};
 use crate::{
     apps::Apps, blobs::Blobs, classes::Classes, dicts::Dicts, environments::Environments,
     functions::Functions, images::Images, mounts::Mounts, objects::Objects, queues::Queues,
-    schedules::Schedules, secrets::Secrets, settings::Settings, shared_volumes::SharedVolumes, tokens::Tokens,
-    volumes::Volumes,
+    schedules::Schedules, secrets::Secrets, settings::Settings, shared_volumes::SharedVolumes,
+    tokens::Tokens, volumes::Volumes,
 };
 use rusqlite::Connection;
 use std::fmt;
