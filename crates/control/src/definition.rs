@@ -245,7 +245,7 @@ pub fn precreated_metadata(
 
 /// `FunctionData` for a request that carried a plain `Function`: the same settings, and the function as the
 /// only candidate.
-fn data_of(function: &api::Function) -> api::FunctionData {
+pub fn data_of(function: &api::Function) -> api::FunctionData {
     api::FunctionData {
         module_name: function.module_name.clone(),
         function_name: function.function_name.clone(),

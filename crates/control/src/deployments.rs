@@ -2,9 +2,9 @@
 //! the present one afresh. Each of these is a publication and so a new version; and what one version had can be
 //! looked up for good.
 
-use crate::functions::{bound_id, variant_key};
 use crate::publish::Release;
 use crate::registry::{App, Function, PinnedVersion, read_layout};
+use crate::variants::{bound_id, variant_key};
 use crate::{Control, stored};
 use evoke_core::{FunctionId, ImageId, UnixMs};
 use evoke_proto::{CallContext, Code, Status, api};
@@ -255,6 +255,7 @@ impl Control {
             metadata,
             base: Some(base.id),
             options: Arc::new(request.function_options.unwrap_or_default()),
+            scaling: api::AutoscalerConfiguration::default(),
             pinned: Some(Arc::new(PinnedVersion { version: number, functions, classes })),
             removed: false,
             unsatisfiable: self.machine.refusal(&definition)?,

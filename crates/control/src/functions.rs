@@ -1,4 +1,4 @@
-//! Functions: announced, created with a definition, made live, looked up, bound to parameters.
+//! Functions: announced, created with a definition, made live, looked up. Their variants are in `variants.rs`.
 
 use crate::definition::{Definition, precreated_metadata};
 use crate::registry::Function;
@@ -8,7 +8,6 @@ use evoke_core::{DefinitionId, FunctionId};
 use evoke_proto::{CallContext, Status, api};
 use evoke_store::{DefinitionRow, FunctionRow, FunctionWrite, Grade};
 use prost::Message;
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 impl Control {
@@ -75,6 +74,7 @@ impl Control {
             base: None,
             serialized_params: Bytes::new(),
             options: Arc::default(),
+            scaling: api::AutoscalerConfiguration::default(),
             pinned: None,
             removed: false,
             unsatisfiable,
@@ -179,52 +179,12 @@ impl Control {
         Ok(found)
     }
 
-    pub(crate) async fn function_bind_params(
-        self: Arc<Self>,
-        context: CallContext,
-        request: api::FunctionBindParamsRequest,
-    ) -> Result<api::FunctionBindParamsResponse, Status> {
-        let mut base = self.function(&request.function_id)?;
-        let mut options = request.function_options.clone().unwrap_or_default();
-        if let Some(version) = options.pinned_app_version.take().filter(|_| base.pinned.is_none()) {
-            let app = self.app(&base.app_id.to_string())?;
-            base = self.pin(base.id, &self.pinned_version(&app, version).await?).await?;
-        }
-        if request.serialized_params.is_empty() && options == api::FunctionOptions::default() {
-            return Ok(bound_reply(&base));
-        }
-        let variant = variant_key(&request);
-        let id = bound_id(base.id, &variant);
-        let existing = self.registry.function(id).filter(|found| found.definition_id == base.definition_id);
-        if let Some(existing) = existing {
-            return Ok(bound_reply(&existing));
-        }
-        let function = variant_of(&base, id, &request.serialized_params, Arc::new(options));
-        let row = FunctionRow {
-            id,
-            app_id: base.app_id,
-            tag: base.tag.clone(),
-            definition_id: Some(base.definition_id),
-            generation: base.generation,
-            created_at: self.now(),
-            deleted_at: None,
-            base_id: Some(base.id),
-            variant: Some(variant),
-            body: request.encode_to_vec(),
-            metadata: function.metadata.encode_to_vec(),
-        };
-        let reply = bound_reply(&function);
-        self.commit(&context, vec![FunctionWrite::Put(row).into()], Grade::Synced, &reply).await?;
-        self.registry.lock().functions.insert(id, Arc::new(function));
-        self.make_live(id).await?;
-        Ok(reply)
-    }
-
     /// Rebuilds the functions of an app from the store, at start: those that left it too, because they may
     /// have calls to finish.
     pub(crate) async fn load_functions(&self, app: evoke_core::AppId) -> Result<Vec<FunctionId>, Status> {
         let rows = self.store.functions().of_app(app).await.map_err(stored)?;
         let (bases, mut variants): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.base_id.is_none());
+        let mut scaling = self.stored_scaling(app).await?;
         let mut loaded = Vec::new();
         for row in bases {
             let Some(definition_id) = row.definition_id else { continue };
@@ -240,6 +200,7 @@ impl Control {
                 base: None,
                 serialized_params: Bytes::new(),
                 options: Arc::default(),
+                scaling: scaling.remove(&row.id).unwrap_or_default(),
                 pinned: None,
                 removed: row.deleted_at.is_some(),
                 unsatisfiable,
@@ -257,7 +218,8 @@ impl Control {
                 return Ok(loaded);
             }
             for row in ready {
-                let function = self.load_variant(&row).await?;
+                let mut function = self.load_variant(&row).await?;
+                function.scaling = scaling.remove(&row.id).unwrap_or_default();
                 loaded.push(function.id);
                 self.registry.lock().functions.insert(function.id, Arc::new(function));
             }
@@ -275,7 +237,7 @@ impl Control {
         let options = request.function_options.clone().unwrap_or_default();
         match options.pinned_app_version {
             Some(version) if base.pinned.is_none() => self.load_pinned(&base, version).await,
-            _ => Ok(variant_of(&base, row.id, &request.serialized_params, Arc::new(options))),
+            _ => self.variant(&base, row.id, &request.serialized_params, Arc::new(options)),
         }
     }
 }
@@ -295,103 +257,4 @@ fn function_row(function: &Function, body: &Bytes, now: evoke_core::UnixMs) -> F
         body: body.to_vec(),
         metadata: function.metadata.encode_to_vec(),
     }
-}
-
-fn bound_reply(function: &Function) -> api::FunctionBindParamsResponse {
-    api::FunctionBindParamsResponse {
-        bound_function_id: function.id.to_string(),
-        handle_metadata: Some(function.metadata.clone()),
-    }
-}
-
-/// What tells a variant from others of the same base.
-pub(crate) fn variant_key(request: &api::FunctionBindParamsRequest) -> Vec<u8> {
-    let mut hash = Sha256::new();
-    hash.update((request.serialized_params.len() as u64).to_le_bytes());
-    hash.update(&request.serialized_params);
-    hash.update(request.function_options.clone().unwrap_or_default().encode_to_vec());
-    hash.finalize().to_vec()
-}
-
-/// The same base, parameters and options give the same id, as the client expects.
-pub(crate) fn bound_id(base: FunctionId, variant: &[u8]) -> FunctionId {
-    let digest = Sha256::new().chain_update(base.suffix()).chain_update(variant).finalize();
-    let mut bits = [0u8; 16];
-    bits.copy_from_slice(&digest[..16]);
-    FunctionId::from_bits(u128::from_be_bytes(bits))
-}
-
-/// A variant of `base`: its own pool, its options over the base's settings.
-pub(crate) fn variant_of(
-    base: &Function,
-    id: FunctionId,
-    params: &Bytes,
-    options: Arc<api::FunctionOptions>,
-) -> Function {
-    let mut definition = (*base.definition).clone();
-    let patch = apply_options(&mut definition.function, &options);
-    if patch != api::Function::default() {
-        // Protobuf merges what is appended into what is there, field by field.
-        let mut raw = definition.raw.to_vec();
-        raw.extend_from_slice(&patch.encode_to_vec());
-        definition.raw = raw.into();
-    }
-    let mut metadata = base.metadata.clone();
-    metadata.base_function_id = base.id.to_string();
-    Function {
-        id,
-        metadata,
-        base: Some(base.id),
-        serialized_params: params.clone(),
-        options,
-        definition: Arc::new(definition),
-        ..base.clone()
-    }
-}
-
-/// Applies options to `function` and gives the same changes as a message to append for the container.
-fn apply_options(function: &mut api::Function, options: &api::FunctionOptions) -> api::Function {
-    let mut patch = api::Function::default();
-    let mut set = |apply: &dyn Fn(&mut api::Function)| {
-        apply(function);
-        apply(&mut patch);
-    };
-    if let Some(seconds) = options.timeout_secs {
-        set(&|f| f.timeout_secs = seconds);
-    }
-    if let Some(count) = options.max_concurrent_inputs {
-        set(&|f| f.max_concurrent_inputs = count);
-    }
-    if let Some(count) = options.target_concurrent_inputs {
-        set(&|f| f.target_concurrent_inputs = count);
-    }
-    if let Some(size) = options.batch_max_size {
-        set(&|f| f.batch_max_size = size);
-    }
-    if let Some(linger) = options.batch_linger_ms {
-        set(&|f| f.batch_linger_ms = linger);
-    }
-    if let Some(policy) = options.retry_policy {
-        set(&|f| f.retry_policy = Some(policy));
-    }
-    let mut autoscaler = function.autoscaler_settings.unwrap_or_default();
-    autoscaler.min_containers = options.warm_pool_size.or(autoscaler.min_containers);
-    autoscaler.max_containers = options.concurrency_limit.or(autoscaler.max_containers);
-    autoscaler.buffer_containers = options.buffer_containers.or(autoscaler.buffer_containers);
-    autoscaler.scaledown_window = options.task_idle_timeout_secs.or(autoscaler.scaledown_window);
-    function.autoscaler_settings = Some(autoscaler);
-    if let Some(asked) = &options.resources {
-        let mut resources = function.resources.clone().unwrap_or_default();
-        let keep = |new: u32, old: u32| if new > 0 { new } else { old };
-        resources.memory_mb = keep(asked.memory_mb, resources.memory_mb);
-        resources.memory_mb_max = keep(asked.memory_mb_max, resources.memory_mb_max);
-        resources.milli_cpu = keep(asked.milli_cpu, resources.milli_cpu);
-        resources.milli_cpu_max = keep(asked.milli_cpu_max, resources.milli_cpu_max);
-        resources.gpu_config = asked.gpu_config.clone().or(resources.gpu_config);
-        function.resources = Some(resources);
-    }
-    if options.replace_secret_ids {
-        function.secret_ids.clone_from(&options.secret_ids);
-    }
-    patch
 }

@@ -260,21 +260,6 @@ impl Control {
         })
     }
 
-    pub(crate) async fn function_get_current_stats(
-        self: Arc<Self>,
-        _context: CallContext,
-        request: api::FunctionGetCurrentStatsRequest,
-    ) -> Result<api::FunctionStats, Status> {
-        let function = self.function(&request.function_id)?;
-        let pool = self.calls.look(|engine| engine.pool_info(function.id)).unwrap_or_default();
-        Ok(api::FunctionStats {
-            backlog: pool.backlog,
-            num_total_tasks: pool.containers,
-            num_running_inputs: pool.running_inputs,
-            ..Default::default()
-        })
-    }
-
     /// One direction of a call's chunks, from an index on, for as long as the call lives.
     pub(crate) async fn chunk_stream(
         self: Arc<Self>,

@@ -7,14 +7,13 @@
 //! an earlier version had.
 
 use crate::definition::Definition;
-use crate::functions::variant_of;
 use crate::registry::{App, Function};
 use crate::schedules::schedule_of;
 use crate::{Control, WORKSPACE, parse_id, stored};
 use bytes::Bytes;
 use evoke_core::{AppId, ClassId, DefinitionId, FunctionId, Principal, UnixMs};
 use evoke_proto::{CallContext, Code, Status, api};
-use evoke_store::{AppWrite, DeploymentRow, FunctionWrite, Grade, Write};
+use evoke_store::{AppWrite, DeploymentRow, FunctionWrite, Grade, ScalingWrite, Write};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -133,6 +132,7 @@ impl Control {
                 app.set_tags(release.request.tags.clone());
             }
             writes.extend(function_writes(&changes, now));
+            writes.push(ScalingWrite::ResetApp { app_id: id }.into());
         }
         let schedules = match app.state() {
             api::AppState::Deployed if !staged => {
@@ -144,6 +144,9 @@ impl Control {
         writes.push(AppWrite::Put(app.row.clone()).into());
         let reply = reply(now);
         self.commit(context, writes, Grade::Synced, &reply).await?;
+        if !staged {
+            self.scale_as_published(id).await?;
+        }
         self.go_live(app, if staged { Changes::none() } else { changes }).await?;
         self.schedules.apply(schedules, now);
         Ok(reply)
@@ -189,6 +192,7 @@ impl Control {
                 definition_id: wanted,
                 generation: current.generation + u64::from(fresh),
                 metadata: definition.metadata(app.row.id, wanted),
+                scaling: api::AutoscalerConfiguration::default(),
                 removed: false,
                 unsatisfiable: self.machine.refusal(&definition)?,
                 definition,
@@ -272,12 +276,8 @@ impl Control {
             let mut pending: Vec<Function> = changes.changed.into_iter().chain(changes.removed).collect();
             while let Some(function) = pending.pop() {
                 for variant in live.followers_of(function.id) {
-                    pending.push(variant_of(
-                        &function,
-                        variant.id,
-                        &variant.serialized_params,
-                        variant.options.clone(),
-                    ));
+                    let (params, options) = (&variant.serialized_params, variant.options.clone());
+                    pending.push(self.variant(&function, variant.id, params, options)?);
                 }
                 scheduled.push(function.id);
                 live.functions.insert(function.id, Arc::new(function));

@@ -2,6 +2,7 @@
 //! store stays the source of truth; this is the index that the call path reads.
 
 use crate::definition::Definition;
+use crate::scaling::override_autoscaler;
 use bytes::Bytes;
 use evoke_core::{AppId, ClassId, DefinitionId, EnvironmentId, FunctionId, UnixMs};
 use evoke_engine::FunctionConf;
@@ -32,8 +33,10 @@ pub struct Function {
     pub base: Option<FunctionId>,
     /// For a variant: the class parameters, as the container gets them.
     pub serialized_params: Bytes,
-    /// For a variant: the options that it was made with.
+    /// For a variant: what it was asked to do otherwise than its base.
     pub options: Arc<api::FunctionOptions>,
+    /// What was set while it was live, until the next deployment.
+    pub scaling: api::AutoscalerConfiguration,
     /// For what was looked up at a version of the app: that version. New deployments leave it alone.
     pub pinned: Option<Arc<PinnedVersion>>,
     /// It left its app with a later deployment: it finishes the calls that it has and takes no new ones.
@@ -60,6 +63,7 @@ impl Function {
     /// The settings that the engine schedules by.
     pub fn conf(&self) -> FunctionConf {
         let mut conf = self.definition.conf(self.id, self.app_id, self.definition_id, self.generation);
+        override_autoscaler(&mut conf.autoscaler, &self.scaling.override_settings.unwrap_or_default());
         conf.unsatisfiable.clone_from(&self.unsatisfiable);
         if self.removed {
             conf.autoscaler.min = 0;

@@ -101,11 +101,16 @@ impl Pool {
 
     pub(crate) fn info(&self, tasks: &BTreeMap<TaskId, Task>) -> PoolInfo {
         let mut info = PoolInfo { backlog: self.queue.len() as u32, ..PoolInfo::default() };
+        let slots = self.conf.as_ref().map_or(1, |conf| conf.max_concurrent_inputs.max(1));
+        let per_slot = self.batch().map_or(1, |batch| batch.max_size.max(1));
         for task in self.tasks.iter().filter_map(|id| tasks.get(id)) {
             info.running_inputs += task.running.len() as u32;
             if task.is_serving() {
                 info.containers += 1;
                 info.ready += u32::from(task.ready.is_some());
+                if task.ready.is_some() {
+                    info.headroom += slots.saturating_sub(task.handouts.len() as u32) * per_slot;
+                }
             }
         }
         info

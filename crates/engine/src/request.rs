@@ -226,6 +226,8 @@ pub struct PoolInfo {
     pub containers: u32,
     /// Of those, the ones that have asked for their first input.
     pub ready: u32,
+    /// Inputs that these could take at once.
+    pub headroom: u32,
 }
 
 /// A container as the engine sees it.

@@ -10,6 +10,7 @@
 //! Writes are data ([`CallWrite`]), produced by `evoke-engine` and applied by the store's writer.
 
 mod explain;
+mod graph;
 pub mod keys;
 mod read;
 mod retention;
@@ -18,6 +19,7 @@ mod schema;
 mod write;
 
 pub use explain::{AttemptView, InputView, attempts_of, input_view, task_by_id, tasks_of_app};
+pub use graph::{CallGraph, GraphInput, call_graph};
 pub use read::{
     CallView, OutputsQuery, call_by_id, calls_of_function, chunks, input_payload, input_payloads, outputs,
     recover,
@@ -28,7 +30,7 @@ pub use rows::{
     PendingUpdate, Recovered, RecoveredCall, RecoveredInput, ResultBody, ResultStatus, StopState, TaskEnd,
     TaskRow, TaskUsage,
 };
-pub use schema::SCHEMA;
+pub use schema::{PARENT_INDEX, SCHEMA};
 pub use write::CallWrite;
 
 #[cfg(test)]

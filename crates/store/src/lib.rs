@@ -30,6 +30,7 @@ mod objects;
 mod queues;
 mod readers;
 mod retention;
+mod scaling;
 mod schedules;
 mod schema;
 mod secrets;
@@ -64,6 +65,7 @@ pub use queues::{
     Queues,
 };
 pub use retention::RetentionWrite;
+pub use scaling::{Scaling, ScalingWrite};
 pub use schedules::{ScheduleRow, ScheduleWrite, Schedules};
 pub use secrets::{SecretRow, SecretWrite, Secrets};
 pub use settings::{SettingWrite, Settings};

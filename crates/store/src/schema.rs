@@ -26,6 +26,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[crate::volumes::SCHEMA, crate::shared_volumes::SCHEMA],
     &[crate::apps::SCHEMA_DEPLOYMENTS, crate::functions::SCHEMA_TAGS, crate::schedules::SCHEMA],
     &[crate::objects::SCHEMA, crate::dicts::SCHEMA, crate::queues::SCHEMA, crate::secrets::AUTHORS],
+    &[crate::scaling::SCHEMA, crate::calls::PARENT_INDEX],
 ];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.

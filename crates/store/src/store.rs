@@ -7,7 +7,7 @@ use crate::writer::{self, QUEUE_BATCHES_SATURATED, Queue, lock};
 use crate::{Db, Grade, StoreError, Write};
 use crate::{
     apps::Apps, blobs::Blobs, classes::Classes, dicts::Dicts, environments::Environments,
-    functions::Functions, images::Images, mounts::Mounts, objects::Objects, queues::Queues,
+    functions::Functions, images::Images, mounts::Mounts, objects::Objects, queues::Queues, scaling::Scaling,
     schedules::Schedules, secrets::Secrets, settings::Settings, shared_volumes::SharedVolumes,
     tokens::Tokens, volumes::Volumes,
 };
@@ -222,6 +222,10 @@ impl Store {
     /// Queues' items.
     pub fn queues(&self) -> Queues<'_> {
         Queues(self)
+    }
+    /// Autoscaler settings that were changed live.
+    pub fn scaling(&self) -> Scaling<'_> {
+        Scaling(self)
     }
     /// Secrets.
     pub fn secrets(&self) -> Secrets<'_> {

@@ -14,6 +14,7 @@ use crate::mounts::MountWrite;
 use crate::objects::ObjectWrite;
 use crate::queues::QueueWrite;
 use crate::retention::RetentionWrite;
+use crate::scaling::ScalingWrite;
 use crate::schedules::ScheduleWrite;
 use crate::secrets::SecretWrite;
 use crate::settings::SettingWrite;
@@ -74,6 +75,8 @@ writes! {
     Mount(MountWrite),
     /// Images.
     Image(ImageWrite),
+    /// Autoscaler settings that were changed live.
+    Scaling(ScalingWrite),
     /// Secrets, sealed.
     Secret(SecretWrite),
     /// Dictionaries and queues as a whole.

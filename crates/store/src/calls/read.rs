@@ -34,10 +34,10 @@ fn bytes(row: &Row<'_>, index: usize) -> Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(index)?.as_blob()?))
 }
 
-const CALL_COLUMNS: &str = "c.key, c.salt, c.function, c.app, c.call_type, c.invocation, c.parent_input, \
+pub(super) const CALL_COLUMNS: &str = "c.key, c.salt, c.function, c.app, c.call_type, c.invocation, c.parent_input, \
                             c.return_exceptions, c.created_ms";
 
-fn call_row(row: &Row<'_>) -> Result<CallRow> {
+pub(super) fn call_row(row: &Row<'_>) -> Result<CallRow> {
     Ok(CallRow {
         key: row.get(0)?,
         id: keyed(row, 8, 0, 1)?,

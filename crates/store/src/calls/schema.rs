@@ -111,3 +111,8 @@ CREATE TABLE task_phases (
     PRIMARY KEY (task, phase)
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// Who was called by whom: only calls made by code in containers are in it.
+pub const PARENT_INDEX: &str = "
+CREATE INDEX calls_of_parent ON calls (parent_input) WHERE parent_input IS NOT NULL;
+";

@@ -1,0 +1,235 @@
+//! Variants of a function: bound to class parameters, or with options of their own. Each is a pool of its own
+//! that follows its base when that is published again.
+
+use crate::definition::{Definition, data_of};
+use crate::registry::Function;
+use crate::{Control, parse_id, stored};
+use bytes::Bytes;
+use evoke_core::FunctionId;
+use evoke_proto::{CallContext, Status, api};
+use evoke_store::{FunctionRow, FunctionWrite, Grade};
+use prost::Message;
+use sha2::{Digest, Sha256};
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+/// Variants that are ordered by their containers; a client that asks for more gets them by age, in pages.
+const RANKED_MAX: usize = 1_000;
+/// Variants of one page.
+const PAGE_MAX: usize = 500;
+
+impl Control {
+    pub(crate) async fn function_bind_params(
+        self: Arc<Self>,
+        context: CallContext,
+        request: api::FunctionBindParamsRequest,
+    ) -> Result<api::FunctionBindParamsResponse, Status> {
+        let mut base = self.function(&request.function_id)?;
+        let mut options = request.function_options.clone().unwrap_or_default();
+        if let Some(version) = options.pinned_app_version.take().filter(|_| base.pinned.is_none()) {
+            let app = self.app(&base.app_id.to_string())?;
+            base = self.pin(base.id, &self.pinned_version(&app, version).await?).await?;
+        }
+        if request.serialized_params.is_empty() && options == api::FunctionOptions::default() {
+            return Ok(bound_reply(&base));
+        }
+        let variant = variant_key(&request);
+        let id = bound_id(base.id, &variant);
+        let existing = self.registry.function(id).filter(|found| found.definition_id == base.definition_id);
+        if let Some(existing) = existing {
+            return Ok(bound_reply(&existing));
+        }
+        let function = self.variant(&base, id, &request.serialized_params, Arc::new(options))?;
+        if let Some(reason) = &function.unsatisfiable {
+            context.warn(format!("{}: {reason}", function.tag));
+        }
+        let row = FunctionRow {
+            id,
+            app_id: base.app_id,
+            tag: base.tag.clone(),
+            definition_id: Some(base.definition_id),
+            generation: base.generation,
+            created_at: self.now(),
+            deleted_at: None,
+            base_id: Some(base.id),
+            variant: Some(variant),
+            body: request.encode_to_vec(),
+            metadata: function.metadata.encode_to_vec(),
+        };
+        let reply = bound_reply(&function);
+        self.commit(&context, vec![FunctionWrite::Put(row).into()], Grade::Synced, &reply).await?;
+        self.registry.lock().functions.insert(id, Arc::new(function));
+        self.make_live(id).await?;
+        Ok(reply)
+    }
+
+    /// A variant of `base`: its own pool, its options over the base's settings.
+    pub(crate) fn variant(
+        &self,
+        base: &Function,
+        id: FunctionId,
+        params: &Bytes,
+        options: Arc<api::FunctionOptions>,
+    ) -> Result<Function, Status> {
+        let definition = with_options(&base.definition, &options);
+        let unsatisfiable = self.machine.refusal(&definition)?;
+        let mut metadata = base.metadata.clone();
+        metadata.base_function_id = base.id.to_string();
+        Ok(Function {
+            id,
+            metadata,
+            base: Some(base.id),
+            serialized_params: params.clone(),
+            options,
+            scaling: api::AutoscalerConfiguration::default(),
+            unsatisfiable,
+            definition: Arc::new(definition),
+            ..base.clone()
+        })
+    }
+
+    pub(crate) async fn function_list_variants(
+        self: Arc<Self>,
+        _context: CallContext,
+        request: api::FunctionListVariantsRequest,
+    ) -> Result<api::FunctionListVariantsResponse, Status> {
+        let base: FunctionId = parse_id(&request.function_id)?;
+        let mut rows = self.store.functions().variants(base).await.map_err(stored)?;
+        let limit = request.limit as usize;
+        let ranked = limit > 0 && limit.max(rows.len()) <= RANKED_MAX && request.cursor.is_none();
+        let mut next_cursor = None;
+        if ranked {
+            let containers =
+                |id| self.calls.look(|engine| engine.pool_info(id)).unwrap_or_default().containers;
+            rows.sort_by_cached_key(|row| (Reverse(containers(row.id)), Reverse(row.created_at), row.id));
+            rows.truncate(limit);
+        } else {
+            rows.sort_by_key(|row| (Reverse(row.created_at), row.id));
+            if let Some(cursor) = &request.cursor {
+                let after = |row: &FunctionRow| {
+                    let at = row.created_at.as_secs_f64();
+                    at < cursor.created_before
+                        || at <= cursor.created_before && row.id.to_string() > cursor.function_id
+                };
+                rows.retain(after);
+            }
+            if rows.len() > PAGE_MAX {
+                rows.truncate(PAGE_MAX);
+                next_cursor = rows.last().map(|row| api::FunctionVariantCursor {
+                    created_before: row.created_at.as_secs_f64(),
+                    function_id: row.id.to_string(),
+                });
+            }
+        }
+        let infos = rows.iter().map(variant_info).collect::<Result<_, _>>()?;
+        Ok(api::FunctionListVariantsResponse { infos, next_cursor, ordered_by_task_count: ranked })
+    }
+}
+
+fn variant_info(row: &FunctionRow) -> Result<api::FunctionVariantInfo, Status> {
+    let request = api::FunctionBindParamsRequest::decode(row.body.as_slice())
+        .map_err(|error| Status::new(evoke_proto::Code::DataLoss, format!("stored variant: {error}")))?;
+    let options = request.function_options.filter(|options| *options != api::FunctionOptions::default());
+    Ok(api::FunctionVariantInfo {
+        function_id: row.id.to_string(),
+        serialized_params: request.serialized_params,
+        function_options: options,
+    })
+}
+
+fn bound_reply(function: &Function) -> api::FunctionBindParamsResponse {
+    api::FunctionBindParamsResponse {
+        bound_function_id: function.id.to_string(),
+        handle_metadata: Some(function.metadata.clone()),
+    }
+}
+
+/// What tells a variant from others of the same base.
+pub(crate) fn variant_key(request: &api::FunctionBindParamsRequest) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    hash.update((request.serialized_params.len() as u64).to_le_bytes());
+    hash.update(&request.serialized_params);
+    hash.update(request.function_options.clone().unwrap_or_default().encode_to_vec());
+    hash.finalize().to_vec()
+}
+
+/// The same base, parameters and options give the same id, as the client expects.
+pub(crate) fn bound_id(base: FunctionId, variant: &[u8]) -> FunctionId {
+    let digest = Sha256::new().chain_update(base.suffix()).chain_update(variant).finalize();
+    let mut bits = [0u8; 16];
+    bits.copy_from_slice(&digest[..16]);
+    FunctionId::from_bits(u128::from_be_bytes(bits))
+}
+
+/// A definition with options over its settings.
+fn with_options(base: &Definition, options: &api::FunctionOptions) -> Definition {
+    let mut definition = base.clone();
+    if *options == api::FunctionOptions::default() {
+        return definition;
+    }
+    let patch = apply_options(&mut definition.function, options);
+    if options.replace_volume_mounts && !base.function.volume_mounts.is_empty() {
+        // A list cannot be replaced by what is appended. Fields of a newer client are lost here.
+        definition.raw = definition.function.encode_to_vec().into();
+    } else if patch != api::Function::default() {
+        // Protobuf merges what is appended into what is there, field by field.
+        let mut raw = definition.raw.to_vec();
+        raw.extend_from_slice(&patch.encode_to_vec());
+        definition.raw = raw.into();
+    }
+    definition.data = data_of(&definition.function);
+    definition
+}
+
+/// Applies options to `function` and gives the same changes as a message to append for the container.
+fn apply_options(function: &mut api::Function, options: &api::FunctionOptions) -> api::Function {
+    let mut patch = api::Function::default();
+    let mut set = |apply: &dyn Fn(&mut api::Function)| {
+        apply(function);
+        apply(&mut patch);
+    };
+    if let Some(seconds) = options.timeout_secs {
+        set(&|f| f.timeout_secs = seconds);
+    }
+    if let Some(count) = options.max_concurrent_inputs {
+        set(&|f| f.max_concurrent_inputs = count);
+        // A target belongs to its maximum: with a new one it is the maximum, unless it is given, too.
+        set(&|f| f.target_concurrent_inputs = count);
+    }
+    if let Some(count) = options.target_concurrent_inputs {
+        set(&|f| f.target_concurrent_inputs = count);
+    }
+    if let Some(size) = options.batch_max_size {
+        set(&|f| f.batch_max_size = size);
+    }
+    if let Some(linger) = options.batch_linger_ms {
+        set(&|f| f.batch_linger_ms = linger);
+    }
+    if let Some(policy) = options.retry_policy {
+        set(&|f| f.retry_policy = Some(policy));
+    }
+    let mut autoscaler = function.autoscaler_settings.unwrap_or_default();
+    autoscaler.min_containers = options.warm_pool_size.or(autoscaler.min_containers);
+    autoscaler.max_containers = options.concurrency_limit.or(autoscaler.max_containers);
+    autoscaler.buffer_containers = options.buffer_containers.or(autoscaler.buffer_containers);
+    autoscaler.scaledown_window = options.task_idle_timeout_secs.or(autoscaler.scaledown_window);
+    function.autoscaler_settings = Some(autoscaler);
+    if let Some(asked) = &options.resources {
+        let mut resources = function.resources.clone().unwrap_or_default();
+        let keep = |new: u32, old: u32| if new > 0 { new } else { old };
+        resources.memory_mb = keep(asked.memory_mb, resources.memory_mb);
+        resources.memory_mb_max = keep(asked.memory_mb_max, resources.memory_mb_max);
+        resources.milli_cpu = keep(asked.milli_cpu, resources.milli_cpu);
+        resources.milli_cpu_max = keep(asked.milli_cpu_max, resources.milli_cpu_max);
+        resources.gpu_config = asked.gpu_config.clone().or(resources.gpu_config);
+        function.resources = Some(resources);
+    }
+    if options.replace_volume_mounts {
+        function.volume_mounts.clone_from(&options.volume_mounts);
+        patch.volume_mounts.clone_from(&options.volume_mounts);
+    }
+    if options.replace_secret_ids {
+        function.secret_ids.clone_from(&options.secret_ids);
+    }
+    patch
+}
