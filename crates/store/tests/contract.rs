@@ -247,6 +247,13 @@ async fn functions(store: &Store) {
     assert_eq!(found, Some(variant.clone()));
     assert_eq!(store.functions().variants(row.id).await.unwrap(), vec![variant]);
     assert_eq!(store.functions().of_app(app_id).await.unwrap().len(), 2);
+    // Settings changed live are the app's until it is published again.
+    let change = |body: u8| ScalingWrite::Put { function_id: row.id, app_id, body: vec![body] };
+    put(store, change(1)).await;
+    put(store, change(2)).await;
+    assert_eq!(store.scaling().of_app(app_id).await.unwrap(), [(row.id, vec![2])]);
+    put(store, ScalingWrite::ResetApp { app_id }).await;
+    assert_eq!(store.scaling().of_app(app_id).await.unwrap(), []);
     // A second deployment may be under way; the newest counts, and comes back when it is live again.
     let again = function(&mut ids, app_id, "f");
     put(store, FunctionWrite::Put(again.clone())).await;

@@ -212,3 +212,35 @@ fn a_start_does_not_read_history() {
     assert_eq!((found.next_key, found.inputs.len(), found.calls.len()), (key + 1, 0, 0));
     assert!(begun.elapsed() < std::time::Duration::from_millis(500));
 }
+
+#[test]
+fn the_tree_of_a_call_is_found_from_any_of_its_calls_and_cut_off_where_it_is_large() {
+    let db = Db::open_in_memory().unwrap();
+    let child = |key, parent| CallRow { parent_input: Some(id(10, parent)), ..call(key, 10) };
+    let ended = input(2, 1, 0, 10);
+    let writes = vec![
+        CallWrite::Call { row: call(1, 10), open: false },
+        CallWrite::Input(ended.clone()),
+        CallWrite::Input(input(3, 1, 1, 10)),
+        CallWrite::Attempt(attempt(4, 2)),
+        CallWrite::Output(output(5, &ended, Some(4))),
+        CallWrite::Call { row: child(6, 2), open: false },
+        CallWrite::Input(input(7, 6, 0, 10)),
+        CallWrite::Call { row: child(8, 7), open: false },
+        CallWrite::Input(input(9, 8, 0, 10)),
+        CallWrite::Call { row: call(20, 10), open: false },
+    ];
+    commit(&db, writes);
+    let graph = |key, max| call_graph(db.connection(), &id(10, key), max).unwrap().unwrap();
+    for from in [1, 6, 8] {
+        let found = graph(from, 100);
+        let keys: Vec<Key> = found.calls.iter().map(|call| call.key).collect();
+        assert_eq!((keys, found.inputs.len(), found.truncated), (vec![1, 6, 8], 4, false));
+    }
+    let first = &graph(8, 100).inputs[0];
+    assert_eq!((first.status, first.task), (Some(ResultStatus::Success), Some(task_id())));
+    assert_eq!(graph(8, 100).inputs[1].status, None);
+    let cut = graph(1, 3);
+    assert_eq!((cut.inputs.len(), cut.truncated), (3, true));
+    assert!(call_graph(db.connection(), &id(11, 1), 9).unwrap().is_none());
+}
