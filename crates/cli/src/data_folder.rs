@@ -136,7 +136,8 @@ impl DataFolder {
         for entry in entries {
             let name = entry.with_context(|| format!("reading {}", self.root.display()))?.file_name();
             let ours = ["evoke.toml", "lost+found"].iter().any(|known| name == *known);
-            if !ours {
+            // Asked again: somebody else may be making this folder a data folder right now, lock file first.
+            if !ours && !self.lock_file().exists() {
                 let what = format!("{} is not empty and not a data folder of Evoke", self.root.display());
                 return Err(Error::invalid(what)
                     .with_hint("give the path of an empty or a new folder: sudo evoke up --data DIR")
