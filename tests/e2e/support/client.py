@@ -207,6 +207,8 @@ class Client:
         fixed = {"HOME": str(home), "TERM": "dumb", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
         # No settings file of a real account may take part.
         config = {"MODAL_CONFIG_PATH": str(home / "modal.toml")}
+        # A program that is written again within a second and at the same length would be taken for the one before.
+        fixed["PYTHONDONTWRITEBYTECODE"] = "1"
         self.env: dict[str, str] = {**kept, **fixed, **config, **server_env}
         self._started: list[Process] = []
         self._count = 0
