@@ -2,13 +2,14 @@
 //! the present one afresh. Each of these is a publication and so a new version; and what one version had can be
 //! looked up for good.
 
+use crate::functions::function_row;
 use crate::publish::Release;
 use crate::registry::{App, Function, PinnedVersion, read_layout};
 use crate::variants::{bound_id, variant_key};
 use crate::{Control, stored};
 use evoke_core::{FunctionId, ImageId, UnixMs};
 use evoke_proto::{CallContext, Code, Status, api};
-use evoke_store::{DeploymentRow, FunctionRow, FunctionWrite, Grade};
+use evoke_store::{DeploymentRow, FunctionWrite, Grade};
 use prost::Message;
 use std::sync::Arc;
 
@@ -216,19 +217,7 @@ impl Control {
             .function(base)
             .ok_or_else(|| Status::not_found(format!("The function {base} does not exist on this server")))?;
         let function = self.load_pinned(&base, version.version as i32).await?;
-        let row = FunctionRow {
-            id,
-            app_id: base.app_id,
-            tag: base.tag.clone(),
-            definition_id: Some(function.definition_id),
-            generation: function.generation,
-            created_at: self.now(),
-            deleted_at: None,
-            base_id: Some(base.id),
-            variant: Some(variant),
-            body: request.encode_to_vec(),
-            metadata: function.metadata.encode_to_vec(),
-        };
+        let row = function_row(&function, Some(variant), request.encode_to_vec(), self.now());
         self.submit(vec![FunctionWrite::Put(row).into()], Grade::Synced).await?;
         let function = Arc::new(function);
         self.registry.lock().functions.insert(id, function.clone());

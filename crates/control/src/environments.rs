@@ -59,9 +59,10 @@ impl Control {
             }
         };
         self.registry.lock().default = Some(default);
-        let value = default.to_string().into_bytes();
-        let setting = SettingWrite::Put { key: DEFAULT_SETTING.into(), value };
-        self.submit(vec![setting.into()], Grade::Synced).await
+        if chosen == Some(default) {
+            return Ok(());
+        }
+        self.submit(vec![default_setting(default)], Grade::Synced).await
     }
 
     fn new_environment(&self, name: &str, webhook_suffix: String) -> Environment {
@@ -285,7 +286,7 @@ impl Control {
         writes.extend(shared.iter().map(|row| SharedVolumeWrite::Delete { id: row.id }.into()));
         self.commit(context, writes, Grade::Synced, &()).await?;
         for volume in volumes {
-            self.remove_trees(volume.id, Vec::new());
+            self.forget_volume(volume.id);
         }
         let folders = self.shared_folders.clone();
         blocking(move || {
@@ -309,12 +310,14 @@ impl Control {
             return Err(Status::invalid("The environment that shall be the default is not named"));
         }
         let environment = self.environment(&request.environment_name)?;
-        let value = environment.id.to_string().into_bytes();
-        let setting = SettingWrite::Put { key: DEFAULT_SETTING.into(), value };
-        self.commit(&context, vec![setting.into()], Grade::Synced, &()).await?;
+        self.commit(&context, vec![default_setting(environment.id)], Grade::Synced, &()).await?;
         self.registry.lock().default = Some(environment.id);
         Ok(())
     }
+}
+
+fn default_setting(id: EnvironmentId) -> Write {
+    SettingWrite::Put { key: DEFAULT_SETTING.into(), value: id.to_string().into_bytes() }.into()
 }
 
 fn taken(name: &str) -> Status {

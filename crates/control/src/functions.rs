@@ -80,7 +80,7 @@ impl Control {
             unsatisfiable,
             definition: Arc::new(definition),
         };
-        let row = function_row(&function, &body, now);
+        let row = function_row(&function, None, body.to_vec(), now);
         let writes = vec![FunctionWrite::Define(define).into(), FunctionWrite::Put(row).into()];
         self.commit(&context, writes, Grade::Synced, &reply).await?;
         let builder = function.definition.function.is_builder_function;
@@ -242,8 +242,13 @@ impl Control {
     }
 }
 
-/// A function as it is stored.
-fn function_row(function: &Function, body: &Bytes, now: evoke_core::UnixMs) -> FunctionRow {
+/// A function as it is stored: `body` is what was asked for, `variant` what tells a variant from others.
+pub(crate) fn function_row(
+    function: &Function,
+    variant: Option<Vec<u8>>,
+    body: Vec<u8>,
+    now: evoke_core::UnixMs,
+) -> FunctionRow {
     FunctionRow {
         id: function.id,
         app_id: function.app_id,
@@ -252,9 +257,9 @@ fn function_row(function: &Function, body: &Bytes, now: evoke_core::UnixMs) -> F
         generation: function.generation,
         created_at: now,
         deleted_at: None,
-        base_id: None,
-        variant: None,
-        body: body.to_vec(),
+        base_id: function.base,
+        variant,
+        body,
         metadata: function.metadata.encode_to_vec(),
     }
 }

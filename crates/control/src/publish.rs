@@ -144,10 +144,7 @@ impl Control {
         writes.push(AppWrite::Put(app.row.clone()).into());
         let reply = reply(now);
         self.commit(context, writes, Grade::Synced, &reply).await?;
-        if !staged {
-            self.scale_as_published(id).await?;
-        }
-        self.go_live(app, if staged { Changes::none() } else { changes }).await?;
+        self.go_live(app, (!staged).then_some(changes)).await?;
         self.schedules.apply(schedules, now);
         Ok(reply)
     }
@@ -192,7 +189,6 @@ impl Control {
                 definition_id: wanted,
                 generation: current.generation + u64::from(fresh),
                 metadata: definition.metadata(app.row.id, wanted),
-                scaling: api::AutoscalerConfiguration::default(),
                 removed: false,
                 unsatisfiable: self.machine.refusal(&definition)?,
                 definition,
@@ -262,10 +258,10 @@ impl Control {
         })
     }
 
-    /// Makes what is stored the truth in memory, and then the scheduler's.
-    async fn go_live(&self, app: App, changes: Changes) -> Result<(), Status> {
+    /// Makes what is stored the truth in memory, and then the scheduler's. A staged version changes no function.
+    async fn go_live(&self, app: App, changes: Option<Changes>) -> Result<(), Status> {
         let id = app.row.id;
-        let mut scheduled = Vec::new();
+        let mut scheduled = BTreeSet::new();
         {
             let mut live = self.registry.lock();
             if let Some(entry) = live.apps.get_mut(&id) {
@@ -273,13 +269,20 @@ impl Control {
                 entry.functions = app.functions;
                 entry.classes = app.classes;
             }
-            let mut pending: Vec<Function> = changes.changed.into_iter().chain(changes.removed).collect();
+            if changes.is_some() {
+                scheduled.extend(live.scale_as_published(id));
+            }
+            let changes = changes.into_iter().flat_map(|c| c.changed.into_iter().chain(c.removed));
+            let mut pending: Vec<Function> = changes.collect();
+            for function in &mut pending {
+                function.scaling = api::AutoscalerConfiguration::default();
+            }
             while let Some(function) = pending.pop() {
                 for variant in live.followers_of(function.id) {
                     let (params, options) = (&variant.serialized_params, variant.options.clone());
                     pending.push(self.variant(&function, variant.id, params, options)?);
                 }
-                scheduled.push(function.id);
+                scheduled.insert(function.id);
                 live.functions.insert(function.id, Arc::new(function));
             }
         }
@@ -314,12 +317,6 @@ impl Control {
         }
         let restarts = release.kind() != api::DeploymentType::Rollover;
         self.schedules.changes(app.row.id, wanted, restarts, now)
-    }
-}
-
-impl Changes {
-    fn none() -> Self {
-        Self { changed: Vec::new(), removed: Vec::new() }
     }
 }
 

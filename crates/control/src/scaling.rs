@@ -3,7 +3,7 @@
 //! A change holds until the next deployment, and over restarts. It is of one pool: a variant's settings are
 //! its own.
 
-use crate::registry::Function;
+use crate::registry::{Function, Live};
 use crate::{Control, stored};
 use evoke_core::{AppId, FunctionId};
 use evoke_engine::Autoscaler;
@@ -59,21 +59,6 @@ impl Control {
         Ok(api::FunctionUpdateSchedulingParamsResponse { current_settings: Some(settings) })
     }
 
-    /// Takes back what was changed live of an app's functions: it has been published.
-    pub(crate) async fn scale_as_published(&self, app: AppId) -> Result<(), Status> {
-        let mut reset = Vec::new();
-        for function in self.registry.lock().functions.values_mut() {
-            if function.app_id == app && function.scaling != api::AutoscalerConfiguration::default() {
-                Arc::make_mut(function).scaling = api::AutoscalerConfiguration::default();
-                reset.push(function.id);
-            }
-        }
-        for function in reset {
-            self.make_live(function).await?;
-        }
-        Ok(())
-    }
-
     pub(crate) async fn function_get_scheduling_params(
         self: Arc<Self>,
         _context: CallContext,
@@ -117,6 +102,20 @@ impl Control {
             decoded.map(|scaling| (id, scaling)).map_err(damaged)
         };
         rows.into_iter().map(decode).collect()
+    }
+}
+
+impl Live {
+    /// Takes back what was changed live of an app's functions, which have been published; whose it was.
+    pub(crate) fn scale_as_published(&mut self, app: AppId) -> Vec<FunctionId> {
+        let mut reset = Vec::new();
+        for function in self.functions.values_mut() {
+            if function.app_id == app && function.scaling != api::AutoscalerConfiguration::default() {
+                Arc::make_mut(function).scaling = api::AutoscalerConfiguration::default();
+                reset.push(function.id);
+            }
+        }
+        reset
     }
 }
 

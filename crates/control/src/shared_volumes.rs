@@ -1,7 +1,8 @@
 //! Network file systems: folders by name. Containers have them mounted live; clients write, read, list and
 //! remove files in them.
 
-use crate::volumes::clean_path;
+use crate::data_objects::OBJECT_SILENCE_MS_MAX;
+use crate::volumes::{clean_path, in_batches};
 use crate::{Control, blocking, parse_id, stored};
 use evoke_core::{BlobId, Error, SharedVolumeId, UnixMs};
 use evoke_files::{BlobSpec, SharedEntry, SharedKind};
@@ -13,14 +14,10 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Entries in one message of a list.
-const BATCH: usize = 1_000;
 /// Bytes of a file that an answer carries itself; more go by blob.
 const INLINE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes moved at a time.
 const PIECE_BYTES: usize = 1 << 20;
-/// An ephemeral one goes once its client was not heard of for so long (milliseconds): three heartbeats.
-const EPHEMERAL_SILENCE_MS_MAX: u64 = 15 * 60 * 1000;
 
 /// When ephemeral ones were last heard of.
 #[derive(Default)]
@@ -192,8 +189,7 @@ impl Control {
         _context: CallContext,
         request: api::SharedVolumeListFilesRequest,
     ) -> Result<impl Stream<Item = Result<api::SharedVolumeListFilesResponse, Status>> + use<>, Status> {
-        let entries = self.shared_entries(request).await?;
-        let batches: Vec<_> = entries.chunks(BATCH).map(<[_]>::to_vec).collect();
+        let batches = in_batches(self.shared_entries(request).await?);
         let replies = batches.into_iter().map(|entries| Ok(api::SharedVolumeListFilesResponse { entries }));
         Ok(futures::stream::iter(replies))
     }
@@ -264,7 +260,7 @@ impl Control {
     pub(crate) async fn retain_shared_volumes(&self) -> Result<(), Status> {
         let now = self.now();
         for row in self.store.shared_volumes().ephemeral().await.map_err(stored)? {
-            if now.since(self.shared_heard.of(row.id, now)) > EPHEMERAL_SILENCE_MS_MAX {
+            if now.since(self.shared_heard.of(row.id, now)) > OBJECT_SILENCE_MS_MAX {
                 self.submit(vec![SharedVolumeWrite::Delete { id: row.id }.into()], Grade::Synced).await?;
                 let folders = self.shared_folders.clone();
                 blocking(move || folders.remove_folder(row.id).map_err(Error::from)).await?;

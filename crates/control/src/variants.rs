@@ -2,6 +2,7 @@
 //! that follows its base when that is published again.
 
 use crate::definition::{Definition, data_of};
+use crate::functions::function_row;
 use crate::registry::Function;
 use crate::{Control, parse_id, stored};
 use bytes::Bytes;
@@ -43,19 +44,7 @@ impl Control {
         if let Some(reason) = &function.unsatisfiable {
             context.warn(format!("{}: {reason}", function.tag));
         }
-        let row = FunctionRow {
-            id,
-            app_id: base.app_id,
-            tag: base.tag.clone(),
-            definition_id: Some(base.definition_id),
-            generation: base.generation,
-            created_at: self.now(),
-            deleted_at: None,
-            base_id: Some(base.id),
-            variant: Some(variant),
-            body: request.encode_to_vec(),
-            metadata: function.metadata.encode_to_vec(),
-        };
+        let row = function_row(&function, Some(variant), request.encode_to_vec(), self.now());
         let reply = bound_reply(&function);
         self.commit(&context, vec![FunctionWrite::Put(row).into()], Grade::Synced, &reply).await?;
         self.registry.lock().functions.insert(id, Arc::new(function));

@@ -10,12 +10,14 @@ mod listing;
 mod trees;
 mod uploads;
 
+use crate::data_objects::OBJECT_SILENCE_MS_MAX;
 use crate::{Control, parse_id, stored};
 pub(crate) use draft::clean as clean_path;
 use draft::{Draft, Everything, Files};
 use evoke_core::{Error, UnixMs, VolumeId};
 use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::{Grade, VolumeRow, VolumeSnapshot, VolumeWrite};
+pub(crate) use listing::in_batches;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,8 +26,6 @@ pub use history::{VolumeChangeOverview, VolumeVersionOverview};
 /// What clients are told where they name no version of the protocol: both serve every verb, the second one
 /// sends only the blocks that are missing.
 const FS_VERSION_DEFAULT: api::VolumeFsVersion = api::VolumeFsVersion::V2;
-/// An ephemeral volume goes once its client was not heard of for so long (milliseconds): three heartbeats.
-const EPHEMERAL_SILENCE_MS_MAX: u64 = 15 * 60 * 1000;
 /// Versions older than this are forgotten, but for the newest one (milliseconds).
 const VERSIONS_KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
 /// Changes from which on all of a version is read at once.
@@ -84,6 +84,7 @@ impl Control {
                 }
                 (Kind::CreateOverwriteIfExists, Some(row)) => {
                     self.submit(vec![VolumeWrite::Delete { id: row.id }.into()], Grade::Synced).await?;
+                    self.forget_volume(row.id);
                 }
                 (_, Some(row)) => return Ok(created_reply(&row)),
                 (Kind::Unspecified, None) => {
@@ -175,7 +176,7 @@ impl Control {
         let row = self.volume(&request.volume_id).await?;
         let _turn = self.volumes.turn(row.id).await;
         self.commit(&context, vec![VolumeWrite::Delete { id: row.id }.into()], Grade::Synced, &()).await?;
-        self.remove_trees(row.id, Vec::new());
+        self.forget_volume(row.id);
         Ok(())
     }
 
@@ -187,6 +188,13 @@ impl Control {
         let row = self.volume(&request.volume_id).await?;
         lock(&self.volumes.heard).insert(row.id, self.now());
         Ok(())
+    }
+
+    /// Lets go of what is known of a deleted volume.
+    pub(crate) fn forget_volume(&self, id: VolumeId) {
+        lock(&self.volumes.heard).remove(&id);
+        lock(&self.volumes.turns).remove(&id);
+        self.remove_trees(id, Vec::new());
     }
 
     /// The volume of this id.
@@ -242,10 +250,9 @@ impl Control {
         for row in self.store.volumes().ephemeral().await.map_err(stored)? {
             // One that was made before this server began counts as heard of now.
             let heard = *lock(&self.volumes.heard).entry(row.id).or_insert(now);
-            if now.since(heard) > EPHEMERAL_SILENCE_MS_MAX {
+            if now.since(heard) > OBJECT_SILENCE_MS_MAX {
                 self.submit(vec![VolumeWrite::Delete { id: row.id }.into()], Grade::Synced).await?;
-                lock(&self.volumes.heard).remove(&row.id);
-                self.remove_trees(row.id, Vec::new());
+                self.forget_volume(row.id);
             }
         }
         let before = UnixMs(now.0.saturating_sub(VERSIONS_KEPT_MS));

@@ -201,17 +201,10 @@ impl ObjectStore {
         if self.contains(hash) {
             return Ok(());
         }
-        let link = self.temporary_path();
-        if fs::hard_link(path, &link).is_err() {
+        let Some(temporary) = self.linked(path)? else {
             let file = File::open(path).during("open", path)?;
             return self.put_reader(Some(hash), file).map(|_| ());
-        }
-        let file = File::open(&link).during("open", &link)?;
-        let temporary = Temporary { path: link, file };
-        temporary
-            .file
-            .set_permissions(Permissions::from_mode(PLAIN_MODE))
-            .during("set the mode of", &temporary.path)?;
+        };
         self.finish(vec![(temporary, self.path_of(hash))])
     }
 
@@ -219,20 +212,30 @@ impl ObjectStore {
     pub fn adopt_many(&self, files: &[(ContentHash, PathBuf)]) -> Result<(), ObjectError> {
         let mut pending = Vec::with_capacity(files.len());
         for (hash, path) in files {
-            let link = self.temporary_path();
-            if self.contains(*hash) || fs::hard_link(path, &link).is_err() {
-                self.adopt(*hash, path)?;
+            if self.contains(*hash) {
                 continue;
             }
-            let file = File::open(&link).during("open", &link)?;
-            let temporary = Temporary { path: link, file };
-            temporary
-                .file
-                .set_permissions(Permissions::from_mode(PLAIN_MODE))
-                .during("set the mode of", &temporary.path)?;
-            pending.push((temporary, self.path_of(*hash)));
+            match self.linked(path)? {
+                Some(temporary) => pending.push((temporary, self.path_of(*hash))),
+                None => self.adopt(*hash, path)?,
+            }
         }
         self.finish(pending)
+    }
+
+    /// The file `path` under a temporary name here, by a hard link; none where links are not possible.
+    fn linked(&self, path: &Path) -> Result<Option<Temporary>, ObjectError> {
+        let link = self.temporary_path();
+        if fs::hard_link(path, &link).is_err() {
+            return Ok(None);
+        }
+        let file = File::open(&link).during("open", &link)?;
+        let temporary = Temporary { path: link, file };
+        temporary
+            .file
+            .set_permissions(Permissions::from_mode(PLAIN_MODE))
+            .during("set the mode of", &temporary.path)?;
+        Ok(Some(temporary))
     }
 
     /// Whether the content is stored. If so it is also held: no collection within its grace removes it.

@@ -143,6 +143,11 @@ pub(crate) async fn get(
 ) -> Result<Response<HttpBody>, Error> {
     let opener = store.clone();
     let (file, length) = blocking(move || opener.open(blob)).await?;
+    Ok(download(file, length, head_only))
+}
+
+/// The answer that is `length` bytes of a file, or only says so.
+pub(crate) fn download(file: std::fs::File, length: u64, head_only: bool) -> Response<HttpBody> {
     let mut response = if head_only {
         whole(StatusCode::OK, "application/octet-stream", "")
     } else {
@@ -150,11 +155,11 @@ pub(crate) async fn get(
     };
     download_headers(response.headers_mut());
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    Ok(response)
+    response
 }
 
 /// Says that the bytes are a user's: no browser may take them for a page of ours.
-pub(crate) fn download_headers(headers: &mut http::HeaderMap) {
+fn download_headers(headers: &mut http::HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
@@ -188,7 +193,7 @@ pub(crate) async fn next_piece(body: &mut Incoming) -> Result<Option<Vec<Bytes>>
 }
 
 /// A body of `length` bytes of a file from where it stands on, read as they are taken.
-pub(crate) fn file_body(file: File, length: u64) -> HttpBody {
+fn file_body(file: File, length: u64) -> HttpBody {
     let stream = try_unfold((file, length), async |(mut file, left)| {
         if left == 0 {
             return Ok(None);

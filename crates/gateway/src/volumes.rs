@@ -1,15 +1,15 @@
 //! Files of volumes over HTTP: blocks that clients put, and ranges of contents that they read.
 
 use evoke_core::{Error, ErrorCode};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-use crate::blobs::{blocking, download_headers, file_body, next_piece};
-use crate::routes::{HttpBody, text, whole};
+use crate::blobs::{blocking, download, next_piece};
+use crate::routes::{HttpBody, text};
 
 /// Longest block (bytes), as the protocol has it.
 const BLOCK_BYTES_MAX: usize = 8 << 20;
@@ -105,14 +105,7 @@ impl Volumes {
             Ok((file, length.min(all.saturating_sub(start))))
         })
         .await?;
-        let mut response = if head_only {
-            whole(StatusCode::OK, "application/octet-stream", "")
-        } else {
-            Response::new(file_body(file, length))
-        };
-        download_headers(response.headers_mut());
-        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        Ok(response)
+        Ok(download(file, length, head_only))
     }
 }
 

@@ -110,8 +110,12 @@ impl Store {
     pub fn submit_all(&self, batches: Vec<Vec<Write>>, grade: Grade) -> Vec<Ticket> {
         let (replies, waiting): (Vec<_>, Vec<_>) = batches.iter().map(|_| oneshot::channel()).unzip();
         let batches = batches.into_iter().zip(replies).map(|(writes, reply)| (writes, grade, reply));
-        let seqs = self.inner.queue.push_all(batches.collect());
-        seqs.into_iter().zip(waiting).map(|(seq, done)| Ticket { seq, done }).collect()
+        let mut tickets = Vec::with_capacity(waiting.len());
+        let mut waiting = waiting.into_iter();
+        self.inner.queue.push_all(batches, |seq| {
+            tickets.extend(waiting.next().map(|done| Ticket { seq, done }));
+        });
+        tickets
     }
 
     /// The number of the last submitted batch.

@@ -57,11 +57,17 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Queue {
     /// Puts a batch at the end; its number.
     pub(crate) fn push(&self, writes: Vec<Write>, grade: Grade, reply: Reply) -> u64 {
-        self.push_all(vec![(writes, grade, reply)]).pop().unwrap_or_default()
+        let mut seq = 0;
+        self.push_all([(writes, grade, reply)], |number| seq = number);
+        seq
     }
 
-    /// Puts batches at the end, with none in between; their numbers.
-    pub(crate) fn push_all(&self, batches: Vec<(Vec<Write>, Grade, Reply)>) -> Vec<u64> {
+    /// Puts batches at the end, with none in between. Tells their numbers, in order.
+    pub(crate) fn push_all(
+        &self,
+        batches: impl IntoIterator<Item = (Vec<Write>, Grade, Reply)>,
+        mut tell: impl FnMut(u64),
+    ) {
         let mut waiting = lock(&self.waiting);
         while waiting.batches.len() >= QUEUE_BATCHES_MAX && waiting.refusal.is_none() {
             waiting = self.space.wait(waiting).unwrap_or_else(PoisonError::into_inner);
@@ -69,17 +75,16 @@ impl Queue {
         if let Some(refusal) = waiting.refusal.clone() {
             let seq = waiting.last_seq;
             drop(waiting);
-            let refused = batches.into_iter().map(|(_, _, reply)| {
+            for (_, _, reply) in batches {
                 answer(reply, Err(refusal.clone()));
-                seq
-            });
-            return refused.collect();
+                tell(seq);
+            }
+            return;
         }
-        let mut seqs = Vec::with_capacity(batches.len());
         for (writes, grade, reply) in batches {
             waiting.last_seq += 1;
             let seq = waiting.last_seq;
-            seqs.push(seq);
+            tell(seq);
             waiting.batches.push_back(Batch { seq, writes, grade, reply });
         }
         let wake = std::mem::take(&mut waiting.writer_waits);
@@ -87,7 +92,6 @@ impl Queue {
         if wake {
             self.work.notify_one();
         }
-        seqs
     }
 
     /// The number of the batch submitted last.

@@ -202,13 +202,13 @@ class Client:
         home = folder / "home"
         home.mkdir(parents=True, exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MODAL_", "EVOKE_", "PYTEST_"))}
-        for unwanted in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"):
+        for unwanted in ("PYTHONPATH", "VIRTUAL_ENV"):
             kept.pop(unwanted, None)
         fixed = {"HOME": str(home), "TERM": "dumb", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
-        # No settings file of a real account may take part.
-        config = {"MODAL_CONFIG_PATH": str(home / "modal.toml")}
         # A program that is written again within a second and at the same length would be taken for the one before.
         fixed["PYTHONDONTWRITEBYTECODE"] = "1"
+        # No settings file of a real account may take part.
+        config = {"MODAL_CONFIG_PATH": str(home / "modal.toml")}
         self.env: dict[str, str] = {**kept, **fixed, **config, **server_env}
         self._started: list[Process] = []
         self._count = 0

@@ -140,7 +140,8 @@ fn entry(file: VolumeFile) -> api::FileEntry {
     api::FileEntry { path: file.path, r#type: kind as i32, mtime: file.mtime.0 / 1000, size: file.size }
 }
 
-fn in_batches(mut entries: Vec<api::FileEntry>) -> Vec<Vec<api::FileEntry>> {
+/// Entries in messages of a list.
+pub(crate) fn in_batches(mut entries: Vec<api::FileEntry>) -> Vec<Vec<api::FileEntry>> {
     let mut batches = Vec::new();
     while entries.len() > BATCH {
         let rest = entries.split_off(BATCH);

@@ -91,7 +91,7 @@ impl Control {
 
     /// Removes the folders of a volume but for `keep`, unless one may be mounted somewhere: then the next start
     /// that finds no container does.
-    pub(crate) fn remove_trees(&self, volume: VolumeId, keep: Vec<VolumeTree>) {
+    pub(super) fn remove_trees(&self, volume: VolumeId, keep: Vec<VolumeTree>) {
         if lock(&self.volumes.mounted).contains(&volume) {
             return;
         }
