@@ -170,7 +170,8 @@ def test_a_request_whose_answer_was_lost_has_no_second_effect(server: Server, cl
             calls = []
             for i in range(1, 300):
                 calls.append(work.spawn(i))
-                print(f"spawned <{i}>", flush=True)
+                # Not to stdout, where it could meet the logs on one line.
+                print(f"spawned <{i}>", file=sys.stderr, flush=True)
             report("ids", [call.object_id for call in calls])
             report("results", [call.get() for call in calls])
         """
