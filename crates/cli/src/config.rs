@@ -26,17 +26,29 @@ pub(crate) struct Config {
     pub listen: String,
     /// Where base images come from.
     pub images: BaseConfig,
+    /// What this machine says of itself.
+    pub machine: MachineConfig,
     /// The GPUs of this machine.
     pub gpu: GpuConfig,
     /// Bounds that this machine puts on what runs on it.
     pub limits: LimitsConfig,
 }
 
+/// What this machine says of itself: labels that functions may ask for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MachineConfig {
+    /// The region that it is in, as in `region="eu-west"`.
+    pub region: Option<String>,
+    /// The cloud that it is of, as in `cloud="aws"`.
+    pub cloud: Option<String>,
+}
+
 /// The GPUs of this machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct GpuConfig {
-    /// Declared instead of asked from the driver: `["H100", "H100"]`.
+    /// Declared instead of asked from the driver: `["H100", "H100"]`. Each stands for the device of its number.
     pub declared: Option<Vec<String>>,
     /// What stands in for a kind that this machine lacks: `"A10G" = "any"`.
     pub substitute: BTreeMap<String, String>,
@@ -61,6 +73,7 @@ impl Default for Config {
         Self {
             listen: LISTEN_DEFAULT.to_owned(),
             images: BaseConfig::default(),
+            machine: MachineConfig::default(),
             gpu: GpuConfig::default(),
             limits: LimitsConfig::default(),
         }
@@ -105,6 +118,7 @@ fn known() -> Result<toml::Table> {
     let mut all = Config::default();
     all.images.debian.mirror = Some(String::new());
     all.images.debian.security_mirror = Some(String::new());
+    all.machine = MachineConfig { region: Some(String::new()), cloud: Some(String::new()) };
     all.gpu.declared = Some(Vec::new());
     all.limits = LimitsConfig {
         containers_max: Some(0),

@@ -4,7 +4,7 @@
 
 use crate::wire;
 use bytes::Bytes;
-use evoke_core::{AppId, DefinitionId, Error, FunctionId, Resources, Result};
+use evoke_core::{AppId, DefinitionId, Error, FunctionId, Gpus, Resources, Result};
 use evoke_engine::{Autoscaler, FunctionConf, RetryPolicy};
 use evoke_proto::api;
 use prost::Message;
@@ -140,20 +140,24 @@ impl Definition {
             startup_timeout_ms: u64::from(startup) * 1000,
             is_generator: function.function_type() == api::function::FunctionType::Generator,
             resources: self.resources(),
+            gpus: Vec::new(),
             unsatisfiable: None,
         }
     }
 
-    /// What a container of this function reserves.
+    /// What a container of this function reserves, GPUs apart.
     pub fn resources(&self) -> Resources {
         reserved(&self.function.resources.clone().unwrap_or_default())
     }
 
-    /// The GPU this function asks for, as the user wrote it; `None` where it asks for none.
-    pub fn gpu(&self) -> Option<(String, u32)> {
-        let config = self.function.resources.as_ref()?.gpu_config.as_ref()?;
-        let count = gpu_count(config);
-        (count > 0).then(|| (config.gpu_type.clone(), count))
+    /// The GPUs this function asks for, one of which will do, the most wanted first; none where it needs none.
+    pub fn gpus(&self) -> Vec<api::GpuConfig> {
+        let mut ranked: Vec<_> = self.data.ranked_functions.iter().collect();
+        ranked.sort_by_key(|candidate| candidate.rank);
+        let functions = ranked.into_iter().filter_map(|candidate| candidate.function.as_ref());
+        let asked = functions.map(|function| function.resources.as_ref()?.gpu_config.clone());
+        // A candidate that needs no GPU can run anywhere: what would come after it never counts.
+        asked.map_while(|gpu| gpu.filter(|gpu| gpu.count > 0)).collect()
     }
 
     /// What the definition asks for and this server does not do yet, in words for its author.
@@ -287,18 +291,13 @@ fn first_ranked(body: &Bytes) -> Option<Bytes> {
     wire::field(&ranked, field::RANKED_FUNCTION)
 }
 
-/// What a container that asks for `asked` reserves.
+/// What a container that asks for `asked` reserves, GPUs apart.
 pub fn reserved(asked: &api::Resources) -> Resources {
     Resources {
         milli_cpu: positive(asked.milli_cpu).unwrap_or(MILLI_CPU_DEFAULT),
         memory_mib: positive(asked.memory_mb).unwrap_or(MEMORY_MIB_DEFAULT),
-        gpus: asked.gpu_config.as_ref().map_or(0, gpu_count),
+        gpus: Gpus::NONE,
     }
-}
-
-fn gpu_count(config: &api::GpuConfig) -> u32 {
-    // Clients name a GPU by its type's text and leave the count at zero for "one".
-    if config.gpu_type.is_empty() && config.count == 0 { 0 } else { config.count.max(1) }
 }
 
 fn positive(value: u32) -> Option<u32> {

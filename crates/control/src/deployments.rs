@@ -247,7 +247,7 @@ impl Control {
             scaling: api::AutoscalerConfiguration::default(),
             pinned: Some(Arc::new(PinnedVersion { version: number, functions, classes })),
             removed: false,
-            unsatisfiable: self.machine.refusal(&definition)?,
+            fit: self.machine.fit(&definition)?,
             definition: Arc::new(definition),
             ..base.clone()
         })

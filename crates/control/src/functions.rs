@@ -1,6 +1,7 @@
 //! Functions: announced, created with a definition, made live, looked up. Their variants are in `variants.rs`.
 
 use crate::definition::{Definition, precreated_metadata};
+use crate::machine::Fit;
 use crate::registry::Function;
 use crate::{Control, parse_id, stored};
 use bytes::Bytes;
@@ -34,7 +35,7 @@ impl Control {
         let app = self.running_app(&request.app_id)?;
         let definition = Definition::from_create_request(&body, &request)?;
         let now = self.now();
-        let unsatisfiable = self.judge(&context, &definition, now)?;
+        let fit = self.judge(&context, &definition, now)?;
         let id = match request.existing_function_id.as_str() {
             "" => FunctionId::new(now, &mut *self.entropy()),
             existing => parse_id(existing)?,
@@ -77,7 +78,7 @@ impl Control {
             scaling: api::AutoscalerConfiguration::default(),
             pinned: None,
             removed: false,
-            unsatisfiable,
+            fit,
             definition: Arc::new(definition),
         };
         let row = function_row(&function, None, body.to_vec(), now);
@@ -92,28 +93,30 @@ impl Control {
         Ok(reply)
     }
 
-    /// Refuses a definition that can never work, and warns of what will not; why its calls cannot run on this
-    /// machine, where that is so.
+    /// Refuses a definition that can never work, and warns of what will not; how it fits this machine.
     fn judge(
         &self,
         context: &CallContext,
         definition: &Definition,
         now: evoke_core::UnixMs,
-    ) -> Result<Option<String>, Status> {
+    ) -> Result<Fit, Status> {
         let name = &definition.function.function_name;
         if name.is_empty() {
             return Err(Status::invalid("The function has no name"));
         }
         crate::schedules::schedule_of(&definition.function, now)
             .map_err(|why| Status::invalid(format!("The schedule of '{name}' is refused: {why}")))?;
-        let unsatisfiable = self.machine.refusal(definition)?;
-        if let Some(reason) = &unsatisfiable {
+        let fit = self.machine.fit(definition)?;
+        if let Some(reason) = &fit.refusal {
             context.warn(format!("{name}: {reason}"));
+        }
+        for unsure in self.machine.unsure(definition) {
+            context.warn(format!("{name}: {unsure}"));
         }
         for ignored in definition.ignored() {
             context.warn(format!("{name}: {ignored}"));
         }
-        Ok(unsatisfiable)
+        Ok(fit)
     }
 
     /// Gives a function to the scheduler: from now on its calls run.
@@ -189,7 +192,7 @@ impl Control {
         for row in bases {
             let Some(definition_id) = row.definition_id else { continue };
             let definition = Definition::from_stored(&Bytes::from(row.body))?;
-            let unsatisfiable = self.machine.refusal(&definition)?;
+            let fit = self.machine.fit(&definition)?;
             let function = Function {
                 id: row.id,
                 app_id: row.app_id,
@@ -203,7 +206,7 @@ impl Control {
                 scaling: scaling.remove(&row.id).unwrap_or_default(),
                 pinned: None,
                 removed: row.deleted_at.is_some(),
-                unsatisfiable,
+                fit,
                 definition: Arc::new(definition),
             };
             loaded.push(function.id);

@@ -35,10 +35,11 @@ impl Control {
         task: TaskId,
         function: FunctionId,
         definition: DefinitionId,
+        gpus: Vec<String>,
         reason: String,
     ) {
         tracing::debug!(%task, %function, reason, "starting container");
-        let Err(status) = self.try_launch(task, function, definition).await else { return };
+        let Err(status) = self.try_launch(task, function, definition, gpus).await else { return };
         if status.code == Code::Aborted || !self.is_wanted(task) {
             // It was told to stop before it began, by a deployment or with its app: nobody's fault.
             let exit = ContainerExit {
@@ -90,6 +91,7 @@ impl Control {
         task: TaskId,
         function: FunctionId,
         definition: DefinitionId,
+        gpus: Vec<String>,
     ) -> Result<(), Status> {
         let function = self
             .registry
@@ -98,7 +100,8 @@ impl Control {
         if function.definition_id != definition {
             return Err(Status::new(Code::Aborted, "the function was redefined meanwhile"));
         }
-        let assignment = self.assignment(task, &function).await?;
+        let mut assignment = self.assignment(task, &function).await?;
+        assignment.gpus = gpus;
         if !self.is_wanted(task) {
             return Err(Status::new(Code::Aborted, "the container was told to stop meanwhile"));
         }
@@ -155,6 +158,7 @@ impl Control {
             cwd: workdir.to_string(),
             container_arguments: self.arguments(task, function, &environment)?,
             limits: self.limits(definition),
+            gpus: Vec::new(),
             network: if definition.block_network { NetworkMode::Loopback } else { NetworkMode::Bridged },
             grace_ms: GRACE_MS,
             startup_timeout_ms: function.conf().startup_timeout_ms,
@@ -188,9 +192,17 @@ impl Control {
             ("MODAL_TASK_ID".into(), task.to_string()),
             ("MODAL_IMAGE_ID".into(), definition.image_id.clone()),
             ("MODAL_ENVIRONMENT".into(), environment.to_string()),
-            ("MODAL_CLOUD_PROVIDER".into(), "CLOUD_PROVIDER_UNSPECIFIED".into()),
-            ("MODAL_REGION".into(), "local".into()),
+            ("MODAL_CLOUD_PROVIDER".into(), self.cloud_provider()),
+            ("MODAL_REGION".into(), self.machine.region.clone().unwrap_or_else(|| "local".into())),
         ]
+    }
+
+    /// The cloud that this machine is of, in the protocol's words.
+    fn cloud_provider(&self) -> String {
+        let named =
+            self.machine.cloud.as_ref().map(|cloud| format!("CLOUD_PROVIDER_{}", cloud.to_uppercase()));
+        let known = named.filter(|name| api::CloudProvider::from_str_name(name).is_some());
+        known.unwrap_or_else(|| api::CloudProvider::Unspecified.as_str_name().to_owned())
     }
 
     /// The serialized `ContainerArguments`: the definition goes in as the bytes that the client sent.
@@ -269,6 +281,7 @@ fn with_bytes(function: &Function, assignment: &Assignment) -> Bytes {
         "image": definition.image_id,
         "mounts": definition.mount_ids,
         "secrets": definition.secret_ids,
+        "gpus": assignment.gpus,
         "layers": assignment.layers.iter().map(|layer| layer.path.display().to_string()).collect::<Vec<_>>(),
     });
     record.to_string().into_bytes().into()

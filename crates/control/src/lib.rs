@@ -20,6 +20,7 @@ mod dicts;
 mod environments;
 mod explain;
 mod functions;
+mod gpus;
 mod images;
 mod invocations;
 mod last_writes;
@@ -51,7 +52,9 @@ mod wakers;
 mod wire;
 mod workspace;
 
-pub use machine::Machine;
+pub use evoke_engine::Gpu;
+pub use gpus::Inventory;
+pub use machine::{Fit, Machine};
 pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
 pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
 
@@ -158,7 +161,7 @@ pub struct Control {
     /// The engine is being made anew.
     pub(crate) rebuilding: AtomicBool,
     /// What can be reserved on this machine.
-    pub(crate) capacity: OnceLock<WorkerCapacity>,
+    pub(crate) capacity: OnceLock<(WorkerCapacity, Vec<Gpu>)>,
     dispatcher: Dispatcher,
     worker: OnceLock<Arc<dyn Worker>>,
     random: Mutex<SystemEntropy>,
@@ -217,18 +220,18 @@ impl Control {
 
     /// Takes up where the last server left: reads what is live from the store, gives the functions and the
     /// unfinished calls to the engine. Call [`Control::adopt`] once the worker has its containers back.
-    pub async fn resume(self: &Arc<Self>, capacity: WorkerCapacity) -> Result<(), Error> {
-        self.resume_inner(capacity).await.map_err(|status| Error::internal(status.message))
+    pub async fn resume(self: &Arc<Self>, capacity: WorkerCapacity, gpus: Vec<Gpu>) -> Result<(), Error> {
+        self.resume_inner(capacity, gpus).await.map_err(|status| Error::internal(status.message))
     }
 
-    async fn resume_inner(self: &Arc<Self>, capacity: WorkerCapacity) -> Result<(), Status> {
+    async fn resume_inner(self: &Arc<Self>, capacity: WorkerCapacity, gpus: Vec<Gpu>) -> Result<(), Status> {
         self.load_environments().await?;
         // While no server ran, no client of an ephemeral object could be heard of.
         let heard = evoke_store::ObjectWrite::AllHeard { at: self.now() };
         self.submit(vec![heard.into()], evoke_store::Grade::Written).await?;
         self.end_cut_off_builds().await?;
-        let _ = self.capacity.set(capacity);
-        self.calls.apply(self, |engine, now| Ok(engine.put_worker(capacity, now))).await?;
+        let _ = self.capacity.set((capacity, gpus.clone()));
+        self.calls.apply(self, |engine, now| Ok(engine.put_worker(capacity, gpus, now))).await?;
         for row in self.store.apps().live().await.map_err(stored)? {
             let app = row.id;
             let environment = self.environment_of(&row);

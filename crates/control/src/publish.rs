@@ -190,7 +190,7 @@ impl Control {
                 generation: current.generation + u64::from(fresh),
                 metadata: definition.metadata(app.row.id, wanted),
                 removed: false,
-                unsatisfiable: self.machine.refusal(&definition)?,
+                fit: self.machine.fit(&definition)?,
                 definition,
                 ..(*current).clone()
             });

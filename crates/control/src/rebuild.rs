@@ -52,7 +52,9 @@ impl Control {
             let now = me.now();
             let mut fresh = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
             let mut steps = Vec::new();
-            steps.extend(me.capacity.get().map(|capacity| fresh.put_worker(*capacity, now)));
+            steps.extend(
+                me.capacity.get().map(|(capacity, gpus)| fresh.put_worker(*capacity, gpus.clone(), now)),
+            );
             for conf in me.live_confs() {
                 steps.push(fresh.put_function(conf, now));
             }

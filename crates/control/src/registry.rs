@@ -2,6 +2,7 @@
 //! store stays the source of truth; this is the index that the call path reads.
 
 use crate::definition::Definition;
+use crate::machine::Fit;
 use crate::scaling::override_autoscaler;
 use bytes::Bytes;
 use evoke_core::{AppId, ClassId, DefinitionId, EnvironmentId, FunctionId, UnixMs};
@@ -41,8 +42,8 @@ pub struct Function {
     pub pinned: Option<Arc<PinnedVersion>>,
     /// It left its app with a later deployment: it finishes the calls that it has and takes no new ones.
     pub removed: bool,
-    /// Why its calls cannot run on this machine, where that is so.
-    pub unsatisfiable: Option<String>,
+    /// Whether and with what its containers can run on this machine.
+    pub fit: Fit,
 }
 
 /// A version of an app that something is held to.
@@ -64,7 +65,8 @@ impl Function {
     pub fn conf(&self) -> FunctionConf {
         let mut conf = self.definition.conf(self.id, self.app_id, self.definition_id, self.generation);
         override_autoscaler(&mut conf.autoscaler, &self.scaling.override_settings.unwrap_or_default());
-        conf.unsatisfiable.clone_from(&self.unsatisfiable);
+        conf.unsatisfiable.clone_from(&self.fit.refusal);
+        conf.gpus.clone_from(&self.fit.gpus);
         if self.removed {
             conf.autoscaler.min = 0;
             conf.autoscaler.buffer = 0;

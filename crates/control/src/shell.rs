@@ -170,9 +170,9 @@ impl Calls {
                     tracing::error!(%app, %status, "could not record that the app has stopped");
                 }
             }),
-            Effect::StartContainer { task, function_id, definition_id, reason, .. } => {
+            Effect::StartContainer { task, function_id, definition_id, gpus, reason, worker: _ } => {
                 control.spawn("launch", move |control| async move {
-                    control.launch(task, function_id, definition_id, reason).await;
+                    control.launch(task, function_id, definition_id, gpus, reason).await;
                 });
             }
             Effect::StopContainer { task, how, reason } => {

@@ -41,7 +41,7 @@ impl Control {
             return Ok(bound_reply(&existing));
         }
         let function = self.variant(&base, id, &request.serialized_params, Arc::new(options))?;
-        if let Some(reason) = &function.unsatisfiable {
+        if let Some(reason) = &function.fit.refusal {
             context.warn(format!("{}: {reason}", function.tag));
         }
         let row = function_row(&function, Some(variant), request.encode_to_vec(), self.now());
@@ -61,7 +61,7 @@ impl Control {
         options: Arc<api::FunctionOptions>,
     ) -> Result<Function, Status> {
         let definition = with_options(&base.definition, &options);
-        let unsatisfiable = self.machine.refusal(&definition)?;
+        let fit = self.machine.fit(&definition)?;
         let mut metadata = base.metadata.clone();
         metadata.base_function_id = base.id.to_string();
         Ok(Function {
@@ -71,7 +71,7 @@ impl Control {
             serialized_params: params.clone(),
             options,
             scaling: api::AutoscalerConfiguration::default(),
-            unsatisfiable,
+            fit,
             definition: Arc::new(definition),
             ..base.clone()
         })
@@ -210,7 +210,9 @@ fn apply_options(function: &mut api::Function, options: &api::FunctionOptions) -
         resources.memory_mb_max = keep(asked.memory_mb_max, resources.memory_mb_max);
         resources.milli_cpu = keep(asked.milli_cpu, resources.milli_cpu);
         resources.milli_cpu_max = keep(asked.milli_cpu_max, resources.milli_cpu_max);
-        resources.gpu_config = asked.gpu_config.clone().or(resources.gpu_config);
+        // A client that asks for no GPU here sends an empty one.
+        let gpu = asked.gpu_config.clone().filter(|gpu| gpu.count > 0);
+        resources.gpu_config = gpu.or(resources.gpu_config);
         function.resources = Some(resources);
     }
     if options.replace_volume_mounts {

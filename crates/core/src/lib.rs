@@ -20,4 +20,4 @@ pub use id::{
 };
 pub use phase::{Phase, StartPath};
 pub use principal::Principal;
-pub use resources::Resources;
+pub use resources::{GPU_KINDS_MAX, GpuKind, Gpus, Resources};

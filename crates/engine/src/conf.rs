@@ -1,6 +1,6 @@
 //! What the engine is told about limits and about functions.
 
-use evoke_core::{AppId, DefinitionId, FunctionId, Resources};
+use evoke_core::{AppId, DefinitionId, FunctionId, Gpus, Resources};
 pub use evoke_sched::{Autoscaler, RetryPolicy};
 
 /// The engine's bounds, each with a default that suits one machine.
@@ -105,8 +105,20 @@ pub struct FunctionConf {
     pub startup_timeout_ms: u64,
     /// A generator or web function; its failures are not retried.
     pub is_generator: bool,
-    /// What a container reserves.
+    /// What a container reserves, GPUs apart.
     pub resources: Resources,
+    /// What GPUs a container may have, the most wanted first; empty where it needs none.
+    pub gpus: Vec<Gpus>,
     /// Why no machine of the pool can ever run it; its calls fail at once with this text.
     pub unsatisfiable: Option<String>,
+}
+
+impl FunctionConf {
+    /// What a container may reserve, the most wanted first; never empty.
+    pub(crate) fn needs(&self) -> Vec<Resources> {
+        if self.gpus.is_empty() {
+            return vec![self.resources];
+        }
+        self.gpus.iter().map(|gpus| Resources { gpus: *gpus, ..self.resources }).collect()
+    }
 }

@@ -3,6 +3,7 @@
 use crate::cache::Cache;
 use crate::calls::{Call, Input};
 use crate::conf::{EngineConf, FunctionConf};
+use crate::devices::{Devices, Gpu};
 use crate::pool::{Pool, Task};
 use crate::request::{PoolInfo, TaskInfo};
 use crate::step::{Effect, Step};
@@ -25,6 +26,7 @@ pub struct Engine {
     /// Containers per app that are not gone.
     pub(crate) app_tasks: BTreeMap<AppId, u32>,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    pub(crate) devices: Devices,
     pub(crate) timers: Timers,
     pub(crate) cache: Cache,
     /// Calls that are over and still in memory, in the order of their end.
@@ -90,6 +92,7 @@ impl Engine {
             tasks: BTreeMap::new(),
             app_tasks: BTreeMap::new(),
             workers: BTreeMap::new(),
+            devices: Devices::default(),
             timers: Timers::default(),
             cache,
             over: VecDeque::new(),
@@ -99,11 +102,14 @@ impl Engine {
         }
     }
 
-    /// A machine joined, or what it has changed.
-    pub fn put_worker(&mut self, capacity: WorkerCapacity, now: UnixMs) -> Step<()> {
+    /// A machine joined, or what it has changed. Its capacity in GPUs follows from `gpus`.
+    pub fn put_worker(&mut self, mut capacity: WorkerCapacity, gpus: Vec<Gpu>, now: UnixMs) -> Step<()> {
         let mut out = Out::new();
+        self.devices.put(capacity.id, gpus);
+        capacity.gpus = self.devices.counts(capacity.id);
         let mut worker = Worker::empty(capacity);
-        for task in self.tasks.values().filter(|task| task.worker == capacity.id) {
+        for task in self.tasks.values_mut().filter(|task| task.worker == capacity.id) {
+            task.resources.gpus = self.devices.hold(capacity.id, &task.gpus, task.id);
             worker.reserved.add(&task.resources);
             worker.starting += u32::from(task.ready.is_none());
             worker.overcommitted += u32::from(task.overcommitted);

@@ -20,6 +20,7 @@
 //! * an accepted input ends, and with exactly one output;
 //! * an input is with at most one container, and only that container's answer to the current attempt counts;
 //! * a container has no more inputs than its function allows;
+//! * no two containers have one GPU;
 //! * counted retries, containers that died under an input, and failed starts in a row are bounded.
 
 mod cache;
@@ -29,6 +30,7 @@ mod claim;
 mod client;
 mod conf;
 mod data;
+mod devices;
 mod engine;
 mod explain;
 mod outputs;
@@ -42,6 +44,7 @@ mod tick;
 mod timers;
 
 pub use conf::{Autoscaler, EngineConf, FunctionConf, RetryPolicy};
+pub use devices::Gpu;
 pub use engine::Engine;
 pub use evoke_sched::{WorkerCapacity, WorkerId};
 pub use evoke_store::Grade;

@@ -87,25 +87,25 @@ impl Engine {
     fn start_one(&mut self, function: FunctionId, why: Option<Reason>, now: UnixMs, out: &mut Out) -> bool {
         let Some(pool) = self.pools.get(&function) else { return false };
         let Some(conf) = &pool.conf else { return false };
-        let need = conf.resources;
+        let needs = conf.needs();
         let waiting = pool.queue.len() as u32;
         let waited_ms = pool.waited_ms(now);
         let fleet: Vec<Worker> = self.workers.values().copied().collect();
-        let reason = match place(&fleet, &need) {
-            Ok(worker) => {
-                let why = why.unwrap_or(Reason::Asked);
-                self.start_task(function, worker, false, why, now, out);
-                return true;
+        let reason = match place_any(&fleet, &needs) {
+            Ok((worker, need)) => {
+                let start = Start { worker, need, overcommitted: false, why: why.unwrap_or(Reason::Asked) };
+                return self.start_task(function, start, now, out);
             }
             Err(NoPlace::NeverFits) => {
-                self.never_fits(function, need, now, out);
+                self.never_fits(function, &needs, now, out);
                 return false;
             }
             Err(NoPlace::Full) if waiting > 0 => {
-                self.ask_for_room(function, &fleet, &need, waited_ms, now, out);
-                let beyond = place_beyond(&fleet, &need).filter(|_| waited_ms >= OVERCOMMIT_WAIT_MS);
-                if let Some(worker) = beyond {
-                    self.start_task(function, worker, true, Reason::Overcommit { waited_ms }, now, out);
+                self.ask_for_room(function, &fleet, &needs, waited_ms, now, out);
+                let beyond = needs.iter().find_map(|need| Some((place_beyond(&fleet, need)?, *need)));
+                if let Some((worker, need)) = beyond.filter(|_| waited_ms >= OVERCOMMIT_WAIT_MS) {
+                    let why = Reason::Overcommit { waited_ms };
+                    self.start_task(function, Start { worker, need, overcommitted: true, why }, now, out);
                     if let Some(pool) = self.pools.get_mut(&function) {
                         // Its clock starts again, so that the next one needs as long a wait.
                         pool.moved = now;
@@ -127,17 +127,12 @@ impl Engine {
         false
     }
 
-    fn start_task(
-        &mut self,
-        function: FunctionId,
-        worker: WorkerId,
-        overcommitted: bool,
-        why: Reason,
-        now: UnixMs,
-        out: &mut Out,
-    ) {
-        let Some(conf) = self.pools.get(&function).and_then(|pool| pool.conf.clone()) else { return };
+    /// Starts a container as decided; false where its devices are not free after all.
+    fn start_task(&mut self, function: FunctionId, start: Start, now: UnixMs, out: &mut Out) -> bool {
+        let Start { worker, need, overcommitted, why } = start;
+        let Some(conf) = self.pools.get(&function).and_then(|pool| pool.conf.clone()) else { return false };
         let id = TaskId::new(now, self.entropy.as_mut());
+        let Some(gpus) = self.devices.take(worker, need.gpus, id) else { return false };
         let reason = why.to_string();
         let task = Task {
             id,
@@ -146,7 +141,8 @@ impl Engine {
             definition: conf.definition_id,
             generation: conf.generation,
             worker,
-            resources: conf.resources,
+            resources: need,
+            gpus: gpus.clone(),
             overcommitted,
             queued: now,
             executed: None,
@@ -172,6 +168,7 @@ impl Engine {
             reason: reason.clone(),
             start_path: StartPath::Plain,
             with: Bytes::new(),
+            gpus: gpus.clone(),
             stop: StopState::Serving,
             phases: vec![(Phase::Queued, now)],
             end: None,
@@ -182,6 +179,7 @@ impl Engine {
             function_id: function,
             definition_id: conf.definition_id,
             worker,
+            gpus,
             reason,
         });
         self.hold(task);
@@ -190,6 +188,7 @@ impl Engine {
         }
         self.set_task_timer(id, now);
         out.effect(Effect::PoolChanged(function));
+        true
     }
 
     /// Enters a container into all the books.
@@ -208,17 +207,16 @@ impl Engine {
 
     /// No machine can ever hold the function's containers: its waiting inputs fail at once, with what there
     /// is.
-    fn never_fits(&mut self, function: FunctionId, need: Resources, now: UnixMs, out: &mut Out) {
-        let why =
-            Reason::NeverFits { milli_cpu: need.milli_cpu, memory_mib: need.memory_mib, gpus: need.gpus };
-        let most = |amount: fn(&Resources) -> u32| {
-            self.workers.values().map(|w| amount(&w.capacity.total)).max().unwrap_or(0)
-        };
+    fn never_fits(&mut self, function: FunctionId, needs: &[Resources], now: UnixMs, out: &mut Out) {
+        let Some(need) = needs.first() else { return };
+        let (milli_cpu, memory_mib, gpus) = (need.milli_cpu, need.memory_mib, need.gpus.count);
+        let why = Reason::NeverFits { milli_cpu, memory_mib, gpus };
+        let most = |amount: &dyn Fn(&Worker) -> u32| self.workers.values().map(amount).max().unwrap_or(0);
         let text = format!(
             "{why}. The largest has {} cores, {} MiB and {} GPUs. Ask for less, or add a machine that has more.",
-            most(|r| r.milli_cpu) / 1000,
-            most(|r| r.memory_mib),
-            most(|r| r.gpus),
+            most(&|w| w.capacity.total.milli_cpu) / 1000,
+            most(&|w| w.capacity.total.memory_mib),
+            most(&|w| w.capacity.gpus.of(need.gpus.kind)),
         );
         self.note_pool(function, why, now);
         self.fail_waiting(function, &Failure::text(ResultStatus::Failure, text), now, out);
@@ -229,7 +227,7 @@ impl Engine {
         &mut self,
         function: FunctionId,
         fleet: &[Worker],
-        need: &Resources,
+        needs: &[Resources],
         waited_ms: u64,
         now: UnixMs,
         out: &mut Out,
@@ -256,7 +254,9 @@ impl Engine {
                 });
             }
         }
-        for room in make_room(fleet, &leaving, need, &candidates, waited_ms, now) {
+        let rooms =
+            needs.iter().find_map(|need| make_room(fleet, &leaving, need, &candidates, waited_ms, now));
+        for room in rooms.unwrap_or_default() {
             self.drain_task(room.task, room.why, now, out);
         }
     }
@@ -266,6 +266,28 @@ impl Engine {
             pool.notes.add(now, None, why);
         }
     }
+}
+
+/// A container to be started.
+struct Start {
+    worker: WorkerId,
+    need: Resources,
+    overcommitted: bool,
+    why: Reason,
+}
+
+/// The place for the most wanted of `needs` that has one; otherwise the most hopeful of the reasons.
+fn place_any(fleet: &[Worker], needs: &[Resources]) -> Result<(WorkerId, Resources), NoPlace> {
+    let mut why = NoPlace::NeverFits;
+    for need in needs {
+        match place(fleet, need) {
+            Ok(worker) => return Ok((worker, *need)),
+            Err(NoPlace::NeverFits) => {}
+            Err(NoPlace::Full) if why == NoPlace::StartsBusy => {}
+            Err(other) => why = other,
+        }
+    }
+    Err(why)
 }
 
 /// The containers of a pool that are not on their way out.

@@ -143,6 +143,8 @@ pub(crate) struct Task {
     pub(crate) generation: u64,
     pub(crate) worker: WorkerId,
     pub(crate) resources: Resources,
+    /// The names of the GPUs among its resources.
+    pub(crate) gpus: Vec<String>,
     pub(crate) overcommitted: bool,
     pub(crate) queued: UnixMs,
     pub(crate) executed: Option<UnixMs>,

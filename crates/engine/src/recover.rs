@@ -7,7 +7,7 @@ use crate::request::ResultStatus;
 use crate::step::{Effect, Step, StopHow};
 use crate::tasks::lost_exit;
 use crate::timers::Timer;
-use evoke_core::{AppId, FunctionId, Phase, TaskId, UnixMs};
+use evoke_core::{AppId, FunctionId, Phase, Resources, TaskId, UnixMs};
 use evoke_sched::{Reason, WorkerId};
 use evoke_store::calls::{Recovered, RecoveredCall, RecoveredInput, StopState, TaskRow};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +50,8 @@ impl Engine {
             .as_ref()
             .map(|conf| conf.resources)
             .unwrap_or_default();
+        let gpus = self.devices.hold(WorkerId(row.worker), &row.gpus, row.id);
+        let resources = Resources { gpus, ..resources };
         let executed = phase(Phase::Exec);
         let task = Task {
             id: row.id,
@@ -59,6 +61,7 @@ impl Engine {
             generation: row.generation,
             worker: WorkerId(row.worker),
             resources,
+            gpus: row.gpus,
             overcommitted: false,
             queued: phase(Phase::Queued).unwrap_or(now),
             executed: executed.map(|_| now),

@@ -40,6 +40,8 @@ pub enum Effect {
         definition_id: DefinitionId,
         /// On which machine.
         worker: WorkerId,
+        /// The names of the GPUs there that are its own.
+        gpus: Vec<String>,
         /// Why.
         reason: String,
     },

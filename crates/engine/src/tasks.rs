@@ -98,6 +98,7 @@ impl Engine {
         let mut out = Out::new();
         let lost: Vec<TaskId> = self.tasks.values().filter(|t| t.worker == worker).map(|t| t.id).collect();
         self.workers.remove(&worker);
+        self.devices.remove(worker);
         for task in lost {
             self.end_task(task, &lost_exit("its machine went away"), now, &mut out);
         }
@@ -248,6 +249,7 @@ impl Engine {
 
     /// Gives back what a container held.
     fn give_back(&mut self, task: &Task, out: &mut Out) {
+        self.devices.give_back(task.worker, task.id);
         if let Some(worker) = self.workers.get_mut(&task.worker) {
             worker.reserved.remove(&task.resources);
             worker.starting = worker.starting.saturating_sub(u32::from(task.ready.is_none()));

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use evoke_core::{AppId, DefinitionId, FunctionId, InputId, Resources, SeededEntropy, TaskId, UnixMs};
+use evoke_core::{AppId, DefinitionId, FunctionId, Gpus, InputId, Resources, SeededEntropy, TaskId, UnixMs};
 use evoke_engine::{
     Autoscaler, CallType, Claim, ContainerEvent, ContainerExit, Direction, Effect, Engine, EngineConf,
-    ExitCause, FunctionConf, Grade, Invocation, MapReply, MapRequest, NewInput, NewOutput, OutputFate,
+    ExitCause, FunctionConf, Gpu, Grade, Invocation, MapReply, MapRequest, NewInput, NewOutput, OutputFate,
     PollRequest, ResultStatus, RetryPolicy, Step, StopHow, WorkerCapacity, WorkerId,
 };
 use evoke_store::calls::{self, AttemptEnd, OutputRow, OutputsQuery, ResultBody};
@@ -20,6 +20,7 @@ struct Shell {
     now: UnixMs,
     effects: Vec<Effect>,
     grade: Grade,
+    gpus: Vec<Gpu>,
 }
 
 fn function(n: u128) -> FunctionConf {
@@ -39,7 +40,8 @@ fn function(n: u128) -> FunctionConf {
         timeout_ms: 300_000,
         startup_timeout_ms: 30_000,
         is_generator: false,
-        resources: Resources { milli_cpu: 125, memory_mib: 128, gpus: 0 },
+        resources: Resources { milli_cpu: 125, memory_mib: 128, gpus: Gpus::NONE },
+        gpus: Vec::new(),
         unsatisfiable: None,
     }
 }
@@ -49,7 +51,7 @@ fn new_engine() -> Engine {
 }
 
 fn machine() -> WorkerCapacity {
-    WorkerCapacity::of(WorkerId(0), Resources { milli_cpu: 2_000, memory_mib: 4_096, gpus: 0 })
+    WorkerCapacity::of(WorkerId(0), Resources { milli_cpu: 2_000, memory_mib: 4_096, gpus: Gpus::NONE })
 }
 
 impl Shell {
@@ -60,6 +62,7 @@ impl Shell {
             now: UnixMs(1_000_000),
             effects: Vec::new(),
             grade: Grade::Written,
+            gpus: Vec::new(),
         };
         shell.boot(functions, &[]);
         shell
@@ -67,7 +70,7 @@ impl Shell {
 
     fn boot(&mut self, functions: &[FunctionConf], alive: &[TaskId]) {
         let now = self.now;
-        let step = self.engine.put_worker(machine(), now);
+        let step = self.engine.put_worker(machine(), self.gpus.clone(), now);
         self.take(step);
         for conf in functions {
             let step = self.engine.put_function(conf.clone(), now);

@@ -30,7 +30,8 @@ fn fifty_thousand_inputs_cost_less_than_a_kibibyte_each() {
         timeout_ms: 300_000,
         startup_timeout_ms: 30_000,
         is_generator: false,
-        resources: Resources { milli_cpu: 125, memory_mib: 128, gpus: 0 },
+        resources: Resources { milli_cpu: 125, memory_mib: 128, gpus: evoke_core::Gpus::NONE },
+        gpus: Vec::new(),
         unsatisfiable: None,
     };
     let mut engine = Engine::new(EngineConf::default(), Box::new(SeededEntropy::new(5)));

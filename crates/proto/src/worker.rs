@@ -41,6 +41,8 @@ pub struct Assignment {
     pub container_arguments: Bytes,
     /// What it may use.
     pub limits: Limits,
+    /// The names of the machine's GPUs that it has, and nobody else.
+    pub gpus: Vec<String>,
     /// What network it sees.
     pub network: NetworkMode,
     /// How long it has to end after an interrupt before it is killed, in milliseconds.

@@ -13,6 +13,7 @@
 
 pub mod fds;
 pub mod fdstore;
+pub mod gpus;
 mod guest;
 pub mod helper;
 mod helper_client;

@@ -1,6 +1,6 @@
 //! The machines that containers are placed on, and how much room is left on them.
 
-use evoke_core::Resources;
+use evoke_core::{GPU_KINDS_MAX, GpuKind, Gpus, Resources};
 
 /// A machine of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -11,8 +11,10 @@ pub struct WorkerId(pub u32);
 pub struct WorkerCapacity {
     /// Which.
     pub id: WorkerId,
-    /// Its processors, memory and devices.
+    /// Its processors and memory. Its devices are in `gpus`.
     pub total: Resources,
+    /// Its GPUs.
+    pub gpus: GpuCounts,
     /// So many times more processor time may be reserved than there is, in percent (100 is none more):
     /// a reservation is a share, and most containers wait most of the time.
     pub cpu_oversubscription_percent: u32,
@@ -37,6 +39,7 @@ impl WorkerCapacity {
         Self {
             id,
             total,
+            gpus: GpuCounts::default(),
             cpu_oversubscription_percent: CPU_OVERSUBSCRIPTION_PERCENT,
             starting_max: cpus * STARTING_PER_CPU,
             overcommit_max: cpus * OVERCOMMIT_PER_CPU,
@@ -69,7 +72,36 @@ pub struct Amounts {
     /// Memory in MiB.
     pub memory_mib: u64,
     /// Whole GPUs.
-    pub gpus: u64,
+    pub gpus: GpuCounts,
+}
+
+/// Numbers of GPUs by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GpuCounts([u32; GPU_KINDS_MAX]);
+
+impl GpuCounts {
+    /// How many of a kind.
+    pub fn of(&self, kind: GpuKind) -> u32 {
+        self.0.get(usize::from(kind.0)).copied().unwrap_or(0)
+    }
+    /// Adds what one container has, or one machine.
+    pub fn add(&mut self, gpus: Gpus) {
+        if let Some(count) = self.0.get_mut(usize::from(gpus.kind.0)) {
+            *count = count.saturating_add(gpus.count);
+        }
+    }
+    /// Takes it away again.
+    pub fn remove(&mut self, gpus: Gpus) {
+        if let Some(count) = self.0.get_mut(usize::from(gpus.kind.0)) {
+            *count = count.saturating_sub(gpus.count);
+        }
+    }
+    /// Takes all of `other` away.
+    pub fn remove_all(&mut self, other: &Self) {
+        for (count, less) in self.0.iter_mut().zip(other.0) {
+            *count = count.saturating_sub(less);
+        }
+    }
 }
 
 impl Amounts {
@@ -77,13 +109,13 @@ impl Amounts {
     pub fn add(&mut self, r: &Resources) {
         self.milli_cpu += u64::from(r.milli_cpu);
         self.memory_mib += u64::from(r.memory_mib);
-        self.gpus += u64::from(r.gpus);
+        self.gpus.add(r.gpus);
     }
     /// Takes one container's away.
     pub fn remove(&mut self, r: &Resources) {
         self.milli_cpu = self.milli_cpu.saturating_sub(u64::from(r.milli_cpu));
         self.memory_mib = self.memory_mib.saturating_sub(u64::from(r.memory_mib));
-        self.gpus = self.gpus.saturating_sub(u64::from(r.gpus));
+        self.gpus.remove(r.gpus);
     }
 }
 
@@ -100,8 +132,11 @@ impl Worker {
             && self.has_devices(r)
     }
 
-    fn has_devices(&self, r: &Resources) -> bool {
-        self.reserved.gpus + u64::from(r.gpus) <= u64::from(self.capacity.total.gpus)
+    pub(crate) fn has_devices(&self, r: &Resources) -> bool {
+        let wanted = u64::from(r.gpus.count);
+        wanted == 0
+            || u64::from(self.reserved.gpus.of(r.gpus.kind)) + wanted
+                <= u64::from(self.capacity.gpus.of(r.gpus.kind))
     }
 
     /// Whether it would fit were the machine empty.
@@ -164,13 +199,14 @@ mod tests {
     use super::*;
 
     fn machine(id: u32, milli_cpu: u32, memory_mib: u32) -> Worker {
-        let mut capacity = WorkerCapacity::of(WorkerId(id), Resources { milli_cpu, memory_mib, gpus: 0 });
+        let mut capacity =
+            WorkerCapacity::of(WorkerId(id), Resources { milli_cpu, memory_mib, gpus: Gpus::NONE });
         capacity.cpu_oversubscription_percent = 100;
         Worker::empty(capacity)
     }
 
     fn need(milli_cpu: u32, memory_mib: u32, gpus: u32) -> Resources {
-        Resources { milli_cpu, memory_mib, gpus }
+        Resources { milli_cpu, memory_mib, gpus: Gpus { kind: GpuKind(2), count: gpus } }
     }
 
     #[test]
@@ -184,6 +220,18 @@ mod tests {
         assert_eq!(place(&[worker], &need(100, 1, 0)), Ok(WorkerId(1)));
         worker.starting = worker.capacity.starting_max;
         assert_eq!(place(&[worker], &need(100, 1, 0)), Err(NoPlace::StartsBusy));
+    }
+
+    #[test]
+    fn a_kind_of_gpu_does_not_stand_in_for_another() {
+        let mut worker = machine(1, 1000, 1024);
+        worker.capacity.gpus.add(Gpus { kind: GpuKind(1), count: 8 });
+        assert_eq!(place(&[worker], &need(1, 1, 1)), Err(NoPlace::NeverFits));
+        worker.capacity.gpus.add(Gpus { kind: GpuKind(2), count: 2 });
+        assert_eq!(place(&[worker], &need(1, 1, 2)), Ok(WorkerId(1)));
+        worker.reserved.add(&need(1, 1, 1));
+        assert_eq!(place(&[worker], &need(1, 1, 2)), Err(NoPlace::Full));
+        assert_eq!(place(&[worker], &need(1, 1, 1)), Ok(WorkerId(1)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod schedule;
 pub use autoscaler::{Autoscaler, RetryPolicy, SCALEDOWN_WINDOW_MS};
 pub use dispatch::{Batch, Key, Offer, Queue};
 pub use fleet::{
-    Amounts, CPU_OVERSUBSCRIPTION_PERCENT, NoPlace, OVERCOMMIT_PER_CPU, STARTING_PER_CPU, Worker,
+    Amounts, CPU_OVERSUBSCRIPTION_PERCENT, GpuCounts, NoPlace, OVERCOMMIT_PER_CPU, STARTING_PER_CPU, Worker,
     WorkerCapacity, WorkerId, place, place_beyond,
 };
 pub use plan::{IdleContainer, Plan, PoolSnapshot, plan};

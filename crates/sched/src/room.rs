@@ -1,11 +1,11 @@
 //! Who gives room to whom when the machines are full.
 //!
 //! An idle container of another pool is stopped for a pool whose inputs wait, never below that pool's
-//! minimum. If no idle one is left and the pool has waited for a while without a container's help, a
+//! minimum, except where the other has waited long for a device that the idle one has. If no idle one is left and the pool has waited for a while without a container's help, a
 //! working container takes no more inputs: of a pool with several, or one that has had its turn.
 
 use crate::{Amounts, Reason, Worker, WorkerId};
-use evoke_core::{FunctionId, Resources, TaskId, UnixMs};
+use evoke_core::{FunctionId, Gpus, Resources, TaskId, UnixMs};
 use std::collections::BTreeMap;
 
 /// After so long without any progress a waiting pool may take a working container's place.
@@ -44,7 +44,8 @@ pub struct Room {
 }
 
 /// Who gives room for one container that needs `need` and whose pool has waited `waited_ms`. `leaving` is
-/// what is held by containers on their way out, per machine; nothing more is given where that will do.
+/// what is held by containers on their way out, per machine; nobody gives more where that will do. None where
+/// nobody can.
 pub fn make_room(
     fleet: &[Worker],
     leaving: &BTreeMap<WorkerId, Amounts>,
@@ -52,15 +53,15 @@ pub fn make_room(
     candidates: &[Candidate],
     waited_ms: u64,
     now: UnixMs,
-) -> Vec<Room> {
+) -> Option<Vec<Room>> {
     let mut best: Option<Vec<Room>> = None;
     for worker in fleet.iter().filter(|w| w.could_hold(need)) {
         let mut worker = *worker;
         if let Some(amounts) = leaving.get(&worker.capacity.id) {
             subtract(&mut worker.reserved, amounts);
         }
-        if worker.has_room(need) {
-            return Vec::new();
+        if is_enough(&worker, need, waited_ms) {
+            return Some(Vec::new());
         }
         if let Some(rooms) = room_on(worker, need, candidates, waited_ms, now) {
             if best.as_ref().is_none_or(|b| rooms.len() < b.len()) {
@@ -68,13 +69,13 @@ pub fn make_room(
             }
         }
     }
-    best.unwrap_or_default()
+    best
 }
 
 fn subtract(from: &mut Amounts, amounts: &Amounts) {
     from.milli_cpu = from.milli_cpu.saturating_sub(amounts.milli_cpu);
     from.memory_mib = from.memory_mib.saturating_sub(amounts.memory_mib);
-    from.gpus = from.gpus.saturating_sub(amounts.gpus);
+    from.gpus.remove_all(&amounts.gpus);
 }
 
 fn room_on(
@@ -100,7 +101,11 @@ fn room_on(
         let from_pool = given.entry(candidate.function).or_default();
         let left = candidate.pool_size.saturating_sub(*from_pool);
         let last_of_a_working_pool = left <= 1 && candidate.idle_since.is_none();
-        if left <= candidate.pool_min
+        // Devices cannot be promised twice, so whoever waits for one may wait for ever behind a minimum.
+        let minimum =
+            if waits_for_device(&worker, need, candidate, waited_ms) { 0 } else { candidate.pool_min };
+        if left <= minimum
+            || !helps(&worker, need, candidate)
             || (last_of_a_working_pool && now.since(candidate.ready_since) < FAIR_SLICE_MS)
         {
             continue;
@@ -112,11 +117,34 @@ fn room_on(
             None => Reason::GaveTurn { containers: left, waited_ms },
         };
         rooms.push(Room { task: candidate.task, why });
-        if worker.has_room(need) {
+        if is_enough(&worker, need, waited_ms) {
             return Some(rooms);
         }
     }
     None
+}
+
+/// Whether the container can be started on it: for one that has waited long for devices, once they are free,
+/// since the rest can be promised beyond what there is.
+fn is_enough(worker: &Worker, need: &Resources, waited_ms: u64) -> bool {
+    let beyond = need.gpus.count > 0 && waited_ms >= FAIR_SLICE_MS && worker.may_overcommit(need);
+    beyond || worker.has_room(need)
+}
+
+/// Whether anything of what the candidate holds is what the machine lacks.
+fn helps(worker: &Worker, need: &Resources, candidate: &Candidate) -> bool {
+    let without_devices = Resources { gpus: Gpus::NONE, ..*need };
+    !worker.has_room(&without_devices) || has_wanted_device(need, candidate)
+}
+
+fn has_wanted_device(need: &Resources, candidate: &Candidate) -> bool {
+    let (wanted, held) = (need.gpus, candidate.resources.gpus);
+    wanted.count > 0 && held.count > 0 && wanted.kind == held.kind
+}
+
+fn waits_for_device(worker: &Worker, need: &Resources, candidate: &Candidate, waited_ms: u64) -> bool {
+    let patient = waited_ms >= FAIR_SLICE_MS && candidate.idle_since.is_some();
+    patient && !worker.has_devices(need) && has_wanted_device(need, candidate)
 }
 
 fn may_give(candidate: &Candidate, waited_ms: u64, now: UnixMs) -> bool {
@@ -133,14 +161,15 @@ fn may_give(candidate: &Candidate, waited_ms: u64, now: UnixMs) -> bool {
 mod tests {
     use super::*;
     use crate::WorkerCapacity;
+    use evoke_core::GpuKind;
     use evoke_core::SeededEntropy;
     use proptest::prelude::*;
 
-    const NEED: Resources = Resources { milli_cpu: 1000, memory_mib: 1024, gpus: 0 };
+    const NEED: Resources = Resources { milli_cpu: 1000, memory_mib: 1024, gpus: Gpus::NONE };
     const NOW: UnixMs = UnixMs(100_000);
 
     fn full_machine() -> Worker {
-        let total = Resources { milli_cpu: 2000, memory_mib: 2048, gpus: 0 };
+        let total = Resources { milli_cpu: 2000, memory_mib: 2048, gpus: Gpus::NONE };
         let mut capacity = WorkerCapacity::of(WorkerId(1), total);
         capacity.cpu_oversubscription_percent = 100;
         let mut worker = Worker::empty(capacity);
@@ -168,7 +197,7 @@ mod tests {
     }
 
     fn rooms(candidates: &[Candidate], waited_ms: u64) -> Vec<Room> {
-        make_room(&[full_machine()], &BTreeMap::new(), &NEED, candidates, waited_ms, NOW)
+        make_room(&[full_machine()], &BTreeMap::new(), &NEED, candidates, waited_ms, NOW).unwrap_or_default()
     }
 
     #[test]
@@ -197,7 +226,26 @@ mod tests {
         leaving.add(&NEED);
         let leaving = BTreeMap::from([(WorkerId(1), leaving)]);
         let idle = candidate(1, 1, Some(1), 1, 0);
-        assert!(make_room(&[full_machine()], &leaving, &NEED, &[idle], 0, NOW).is_empty());
+        assert_eq!(make_room(&[full_machine()], &leaving, &NEED, &[idle], 0, NOW), Some(Vec::new()));
+    }
+
+    #[test]
+    fn only_what_has_the_device_gives_it_and_after_a_while_a_minimum_does() {
+        let gpus = Gpus { kind: GpuKind(3), count: 1 };
+        let mut worker = full_machine();
+        worker.capacity.total = Resources { milli_cpu: 64_000, memory_mib: 64_000, gpus: Gpus::NONE };
+        worker.capacity.gpus.add(gpus);
+        worker.reserved.gpus.add(gpus);
+        let plain = candidate(1, 1, Some(0), 1, 0);
+        let mut with_gpu = candidate(2, 2, Some(5), 1, 1);
+        with_gpu.resources.gpus = gpus;
+        let need = Resources { gpus, ..NEED };
+        let given = |waited_ms| {
+            let rooms = make_room(&[worker], &BTreeMap::new(), &need, &[plain, with_gpu], waited_ms, NOW);
+            rooms.map(|rooms| rooms.iter().map(|room| room.task).collect::<Vec<_>>())
+        };
+        assert_eq!(given(FAIR_SLICE_MS - 1), None);
+        assert_eq!(given(FAIR_SLICE_MS), Some(vec![with_gpu.task]));
     }
 
     proptest! {
@@ -213,11 +261,11 @@ mod tests {
                     candidates.push(candidate((f as u64 + 1) * 100 + u64::from(n), f as u128, idle, *size, *min));
                 }
             }
-            let need = Resources { milli_cpu: need_cpu, memory_mib: 10, gpus: 0 };
+            let need = Resources { milli_cpu: need_cpu, memory_mib: 10, gpus: Gpus::NONE };
             let given = make_room(&[full_machine()], &BTreeMap::new(), &need, &candidates, waited, NOW);
             for (f, (min, size, busy)) in pools.iter().enumerate() {
                 let function = FunctionId::from_bits(f as u128);
-                let taken = given.iter().filter(|r| {
+                let taken = given.iter().flatten().filter(|r| {
                     candidates.iter().any(|c| c.task == r.task && c.function == function)
                 }).count() as u32;
                 prop_assert!(taken == 0 || size - taken >= *min);

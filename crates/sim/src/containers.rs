@@ -24,6 +24,7 @@ pub(crate) struct Container {
     pub(crate) task: TaskId,
     function: usize,
     pub(crate) worker: WorkerId,
+    gpus: Vec<String>,
     slots_max: usize,
     ready: bool,
     /// Its machine was given up, but it lives on.
@@ -42,16 +43,30 @@ pub(crate) struct Container {
 }
 
 impl World {
-    pub(crate) fn start_container(&mut self, task: TaskId, function: FunctionId, worker: WorkerId) {
-        let Some(n) = self.script.functions.iter().position(|f| f.conf.id == function) else { return };
+    pub(crate) fn start_container(
+        &mut self,
+        task: TaskId,
+        function: FunctionId,
+        worker: WorkerId,
+        gpus: Vec<String>,
+    ) -> Result<(), String> {
+        let Some(n) = self.script.functions.iter().position(|f| f.conf.id == function) else { return Ok(()) };
         if self.lost_workers.contains(&worker) || self.containers.contains_key(&task) {
-            return;
+            return Ok(());
+        }
+        // One that lives on where its machine was given up is stopped there before the machine comes back.
+        let here = self.containers.values().filter(|c| c.worker == worker && !c.dead && !c.zombie);
+        for other in here {
+            if let Some(gpu) = other.gpus.iter().find(|gpu| gpus.contains(gpu)) {
+                return Err(format!("{task} and {} have {gpu} of {worker:?}", other.task));
+            }
         }
         self.summary.containers += 1;
         let container = Container {
             task,
             function: n,
             worker,
+            gpus,
             slots_max: self.script.functions[n].conf.max_concurrent_inputs as usize,
             ready: false,
             zombie: false,
@@ -67,6 +82,7 @@ impl World {
         self.containers.insert(task, container);
         let delay = self.random.between(1, 50);
         self.after(delay, Event::Container(task, Act::Executed));
+        Ok(())
     }
 
     pub(crate) fn stop_container(&mut self, task: TaskId, how: StopHow) {

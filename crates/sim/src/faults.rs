@@ -57,7 +57,7 @@ impl World {
         let now = self.server_now();
         let capacity = self.script.workers.iter().find(|w| w.id == worker).copied();
         if let (Some(engine), Some(capacity)) = (&mut self.engine, capacity) {
-            let step = engine.put_worker(capacity, now);
+            let step = engine.put_worker(capacity, self.script.gpus.clone(), now);
             self.take(step, |()| None);
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! What one seed consists of: functions, machines, clients and how bad the world is.
 
 use crate::random::Random;
-use evoke_core::{AppId, DefinitionId, FunctionId, Resources};
-use evoke_engine::{Autoscaler, EngineConf, FunctionConf, RetryPolicy, WorkerCapacity, WorkerId};
+use evoke_core::{AppId, DefinitionId, FunctionId, GpuKind, Gpus, Resources};
+use evoke_engine::{Autoscaler, EngineConf, FunctionConf, Gpu, RetryPolicy, WorkerCapacity, WorkerId};
 
 /// What an input makes its container do; the first byte of its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub(crate) struct Script {
     pub(crate) conf: EngineConf,
     pub(crate) functions: Vec<SimFunction>,
     pub(crate) workers: Vec<WorkerCapacity>,
+    /// The GPUs of all machines of this world.
+    pub(crate) gpus: Vec<Gpu>,
     /// For each client the function it calls, when it starts, and what it does.
     pub(crate) clients: Vec<(usize, u64, Vec<Op>)>,
     /// Until then there are faults.
@@ -106,6 +108,7 @@ impl Script {
             },
             functions,
             workers,
+            gpus: gpus(random),
             clients,
             faults_end_ms: random.between(5_000, 60_000),
             crashes: some(random, 4),
@@ -154,8 +157,13 @@ fn function(n: u64, calm: bool, random: &mut Random) -> SimFunction {
             resources: Resources {
                 milli_cpu: random.pick(&[125, 500, 1_000]),
                 memory_mib: random.pick(&[128, 512]),
-                gpus: 0,
+                gpus: Gpus::NONE,
             },
+            gpus: random
+                .pick::<&[(u8, u32)]>(&[&[], &[], &[(0, 1)], &[(1, 2), (0, 1)]])
+                .iter()
+                .map(gpu_need)
+                .collect(),
             unsatisfiable: random.permille(20).then(|| "there is no such device".to_owned()),
         },
         failing_starts: if calm { 0 } else { random.pick(&[0, 0, 100, 500]) },
@@ -169,11 +177,21 @@ fn worker(n: u32, random: &mut Random) -> WorkerCapacity {
     let total = Resources {
         milli_cpu: random.pick(&[1_000, 2_000, 4_000]),
         memory_mib: random.pick(&[512, 1_024, 4_096]),
-        gpus: 0,
+        gpus: Gpus::NONE,
     };
     let mut capacity = WorkerCapacity::of(WorkerId(n), total);
     capacity.cpu_oversubscription_percent = random.pick(&[100, 400]);
     capacity
+}
+
+fn gpu_need((kind, count): &(u8, u32)) -> Gpus {
+    Gpus { kind: GpuKind(*kind), count: *count }
+}
+
+/// A few GPUs of two kinds.
+fn gpus(random: &mut Random) -> Vec<Gpu> {
+    let count = random.between(0, 5);
+    (0..count).map(|n| Gpu { name: format!("gpu-{n}"), kind: GpuKind(random.between(0, 1) as u8) }).collect()
 }
 
 fn client(functions: usize, random: &mut Random) -> (usize, u64, Vec<Op>) {

@@ -63,6 +63,7 @@ pub(crate) enum Release {
         task: TaskId,
         function: FunctionId,
         worker: WorkerId,
+        gpus: Vec<String>,
     },
     Stop {
         task: TaskId,
@@ -89,8 +90,8 @@ impl World {
                 eprintln!("            {effect:?}");
             }
             match effect {
-                Effect::StartContainer { task, function_id, worker, .. } => {
-                    releases.push(Release::Start { task, function: function_id, worker });
+                Effect::StartContainer { task, function_id, worker, gpus, .. } => {
+                    releases.push(Release::Start { task, function: function_id, worker, gpus });
                 }
                 Effect::StopContainer { task, how, .. } => releases.push(Release::Stop { task, how }),
                 Effect::WakeCall(call) => self.wake_clients(call),
@@ -140,9 +141,8 @@ impl World {
 
     fn release(&mut self, release: Release) -> Result<(), String> {
         match release {
-            Release::Start { task, function, worker } => {
-                self.start_container(task, function, worker);
-                return Ok(());
+            Release::Start { task, function, worker, gpus } => {
+                return self.start_container(task, function, worker, gpus);
             }
             Release::Stop { task, how } => {
                 self.stop_container(task, how);
@@ -341,7 +341,7 @@ impl World {
             calls::recover(self.db.connection()).map_err(|error| failed("recovering", &error.into()))?;
         let mut steps = Vec::new();
         for worker in self.script.workers.iter().filter(|w| !self.lost_workers.contains(&w.id)) {
-            steps.push(engine.put_worker(*worker, now));
+            steps.push(engine.put_worker(*worker, self.script.gpus.clone(), now));
         }
         if !self.app_stopped {
             for function in &self.script.functions {

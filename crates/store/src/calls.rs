@@ -30,7 +30,7 @@ pub use rows::{
     PendingUpdate, Recovered, RecoveredCall, RecoveredInput, ResultBody, ResultStatus, StopState, TaskEnd,
     TaskRow, TaskUsage,
 };
-pub use schema::{PARENT_INDEX, SCHEMA};
+pub use schema::{PARENT_INDEX, SCHEMA, TASK_GPUS};
 pub use write::CallWrite;
 
 #[cfg(test)]

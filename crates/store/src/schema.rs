@@ -27,6 +27,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[crate::apps::SCHEMA_DEPLOYMENTS, crate::functions::SCHEMA_TAGS, crate::schedules::SCHEMA],
     &[crate::objects::SCHEMA, crate::dicts::SCHEMA, crate::queues::SCHEMA, crate::secrets::AUTHORS],
     &[crate::scaling::SCHEMA, crate::calls::PARENT_INDEX],
+    &[crate::calls::TASK_GPUS],
 ];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.

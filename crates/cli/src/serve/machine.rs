@@ -2,15 +2,10 @@
 
 use crate::config::Config;
 use anyhow::{Context, Result};
-use evoke_control::Machine;
-use evoke_core::Resources;
+use evoke_control::{Gpu, Inventory, Machine};
+use evoke_core::{GPU_KINDS_MAX, GpuKind, Gpus, Resources};
 use evoke_sched::{WorkerCapacity, WorkerId};
 use std::collections::BTreeMap;
-
-/// Where the driver lists its cards.
-const NVIDIA_CARDS: &str = "/proc/driver/nvidia/gpus";
-/// Substitution of whatever card there is.
-const ANY: &str = "any";
 
 /// The machine, in control's words and in the planner's.
 pub(super) struct Found {
@@ -18,6 +13,8 @@ pub(super) struct Found {
     pub has: Machine,
     /// What can be reserved.
     pub capacity: WorkerCapacity,
+    /// Its GPUs.
+    pub gpus: Vec<Gpu>,
 }
 
 /// Looks at the machine.
@@ -28,15 +25,53 @@ pub(super) fn look(config: &Config) -> Result<Found> {
     let limits = &config.limits;
     let milli_cpu = limits.milli_cpu.unwrap_or(u32::try_from(cores.saturating_mul(1000)).unwrap_or(u32::MAX));
     let memory_mib = limits.memory_mib.unwrap_or(memory_mib);
-    let cards = config.gpu.declared.clone().unwrap_or_else(cards);
-    let gpus = inventory(&cards, &config.gpu.substitute);
-    let total = Resources { milli_cpu, memory_mib, gpus: u32::try_from(cards.len()).unwrap_or(u32::MAX) };
+    let total = Resources { milli_cpu, memory_mib, gpus: Gpus::NONE };
     let mut capacity = WorkerCapacity::of(WorkerId(0), total);
     if let Some(factor) = limits.cpu_oversubscription.filter(|factor| *factor >= 1.0) {
         capacity.cpu_oversubscription_percent = (factor * 100.0) as u32;
     }
-    let has = Machine { milli_cpu: u64::from(milli_cpu), memory_mib: u64::from(memory_mib), gpus };
-    Ok(Found { has, capacity })
+    let (inventory, gpus) = number(cards(config), &config.gpu.substitute);
+    let has = Machine {
+        milli_cpu: u64::from(milli_cpu),
+        memory_mib: u64::from(memory_mib),
+        gpus: inventory,
+        region: config.machine.region.clone(),
+        cloud: config.machine.cloud.clone(),
+    };
+    Ok(Found { has, capacity, gpus })
+}
+
+/// A card: its name on this machine, and what it is.
+type Card = (String, String);
+
+/// The cards as they are declared, else as the driver shows them. A declared one has its number as its name.
+fn cards(config: &Config) -> Vec<Card> {
+    match &config.gpu.declared {
+        Some(kinds) => kinds.iter().enumerate().map(|(n, kind)| (n.to_string(), kind.clone())).collect(),
+        None => evoke_runtime::gpus::cards().into_iter().map(|card| (card.uuid, card.kind)).collect(),
+    }
+}
+
+/// Numbers the kinds.
+fn number(cards: Vec<Card>, substitute: &BTreeMap<String, String>) -> (Inventory, Vec<Gpu>) {
+    let mut kinds: Vec<(String, u32)> = Vec::new();
+    let mut gpus = Vec::new();
+    for (name, kind) in cards {
+        let index =
+            kinds.iter().position(|(known, _)| known.eq_ignore_ascii_case(&kind)).unwrap_or_else(|| {
+                kinds.push((kind.clone(), 0));
+                kinds.len() - 1
+            });
+        if index >= GPU_KINDS_MAX {
+            tracing::warn!(name, kind, "more kinds of GPUs than {GPU_KINDS_MAX}: this one is not used");
+            kinds.truncate(GPU_KINDS_MAX);
+            continue;
+        }
+        kinds[index].1 += 1;
+        gpus.push(Gpu { name, kind: GpuKind(index as u8) });
+    }
+    let substitute = substitute.iter().map(|(lacking, by)| (lacking.clone(), by.clone())).collect();
+    (Inventory { kinds, substitute }, gpus)
 }
 
 fn total_mib(meminfo: &str) -> Option<u32> {
@@ -45,74 +80,18 @@ fn total_mib(meminfo: &str) -> Option<u32> {
     u32::try_from(kib / 1024).ok()
 }
 
-/// The kinds of the cards that the driver shows.
-fn cards() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(NVIDIA_CARDS) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|card| std::fs::read_to_string(card.path().join("information")).ok())
-        .filter_map(|text| Some(kind_of(text.lines().find_map(|line| line.strip_prefix("Model:"))?)))
-        .collect()
-}
-
-/// `NVIDIA H100 80GB HBM3` is an `H100`; the A100 comes in two sizes with names of their own.
-fn kind_of(model: &str) -> String {
-    let words: Vec<&str> = model.split(|c: char| c.is_whitespace() || c == '-').collect();
-    let plain = |word: &&&str| {
-        let numbered = word.len() > 1 && word.chars().any(|c| c.is_ascii_digit()) && !word.ends_with("GB");
-        numbered && word.starts_with(|c: char| c.is_ascii_uppercase())
-    };
-    let kind = words.iter().find(plain).map_or(model.trim(), |word| word);
-    match (kind, words.contains(&"80GB"), words.contains(&"40GB")) {
-        ("A100", true, _) => "A100-80GB".to_owned(),
-        ("A100", _, true) => "A100-40GB".to_owned(),
-        (kind, ..) => kind.to_owned(),
-    }
-}
-
-/// How many there are of each kind, and under each other name that one stands in for.
-fn inventory(cards: &[String], substitute: &BTreeMap<String, String>) -> Vec<(String, u32)> {
-    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-    for card in cards {
-        *counts.entry(card.clone()).or_default() += 1;
-        if card.starts_with("A100-") {
-            *counts.entry("A100".to_owned()).or_default() += 1;
-        }
-    }
-    for (asked, stand_in) in substitute {
-        let number =
-            cards.iter().filter(|card| stand_in == ANY || card.eq_ignore_ascii_case(stand_in)).count();
-        if number > 0 {
-            counts.entry(asked.clone()).or_insert(u32::try_from(number).unwrap_or(u32::MAX));
-        }
-    }
-    counts.into_iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn cards_have_the_names_that_programs_ask_for() {
-        for (model, kind) in [
-            ("NVIDIA H100 80GB HBM3", "H100"),
-            ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
-            ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
-            ("NVIDIA L40S", "L40S"),
-            ("Tesla T4", "T4"),
-        ] {
-            assert_eq!(kind_of(model), kind);
-        }
-    }
-
-    #[test]
-    fn a_card_can_stand_in_for_others() {
-        let substitute =
-            BTreeMap::from([("A10G".to_owned(), "any".to_owned()), ("H200".to_owned(), "L4".to_owned())]);
-        let found = inventory(&["H100".to_owned(), "H100".to_owned()], &substitute);
-        assert_eq!(found, [("A10G".to_owned(), 2), ("H100".to_owned(), 2)]);
-        assert_eq!(inventory(&[], &substitute), []);
+    fn kinds_are_numbered_and_counted() {
+        let card = |name: &str, kind: &str| (name.to_owned(), kind.to_owned());
+        let cards = vec![card("a", "H100"), card("b", "L4"), card("c", "h100")];
+        let (inventory, gpus) = number(cards, &BTreeMap::new());
+        assert_eq!(inventory.kinds, [("H100".to_owned(), 2), ("L4".to_owned(), 1)]);
+        let numbers: Vec<_> = gpus.iter().map(|gpu| (gpu.name.as_str(), gpu.kind.0)).collect();
+        assert_eq!(numbers, [("a", 0), ("b", 1), ("c", 0)]);
     }
 
     #[test]

@@ -90,7 +90,10 @@ impl Roles {
         let config =
             ControlConfig { builder_version: BUILDER_VERSION.to_owned(), machine: machine.has.clone() };
         let control = Control::start(config, rooms);
-        control.resume(machine.capacity).await.context("taking up where the last server left")?;
+        control
+            .resume(machine.capacity, machine.gpus)
+            .await
+            .context("taking up where the last server left")?;
 
         let ingress = Ingress {
             service: control.clone(),

@@ -79,7 +79,8 @@ pub fn attempts_of(db: &Connection, input: Key) -> Result<Vec<AttemptView>> {
 }
 
 const TASK_COLUMNS: &str = "id, function, app, definition, generation, worker, reason, start_path, runs_with, \
-                            stop, ended_ms, end_text, exit_code, exit_signal, oom, cpu_ms, memory_peak_bytes";
+                            stop, ended_ms, end_text, exit_code, exit_signal, oom, cpu_ms, memory_peak_bytes, \
+                            gpus";
 
 /// The container with this id, if it is stored.
 pub fn task_by_id(db: &Connection, id: &TaskId) -> Result<Option<TaskRow>> {
@@ -146,6 +147,7 @@ fn task_row(row: &Row<'_>) -> Result<TaskRow> {
         reason: row.get(6)?,
         start_path: write::start_path_from_number(row.get(7)?).ok_or_else(|| unknown(7, "start path"))?,
         with: Bytes::copy_from_slice(row.get_ref(8)?.as_blob()?),
+        gpus: row.get_ref(17)?.as_str()?.split_whitespace().map(str::to_owned).collect(),
         stop: numbered(row, 9, StopState::from_number)?,
         phases: Vec::new(),
         end,

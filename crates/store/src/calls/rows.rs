@@ -256,6 +256,8 @@ pub struct TaskRow {
     pub start_path: StartPath,
     /// What it runs with, as control encodes it (image, mounts, secret versions).
     pub with: Bytes,
+    /// The names of the GPUs that are its own until it is gone.
+    pub gpus: Vec<String>,
     /// Whether it is on its way out.
     pub stop: StopState,
     /// When each phase was reached.

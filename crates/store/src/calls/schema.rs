@@ -112,6 +112,11 @@ CREATE TABLE task_phases (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// GPUs that a container owns: their names with spaces between.
+pub const TASK_GPUS: &str = "
+ALTER TABLE tasks ADD COLUMN gpus TEXT NOT NULL DEFAULT '';
+";
+
 /// Who was called by whom: only calls made by code in containers are in it.
 pub const PARENT_INDEX: &str = "
 CREATE INDEX calls_of_parent ON calls (parent_input) WHERE parent_input IS NOT NULL;

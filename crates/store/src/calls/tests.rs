@@ -80,6 +80,7 @@ fn task() -> TaskRow {
         reason: "because".into(),
         start_path: StartPath::Plain,
         with: Bytes::new(),
+        gpus: vec!["GPU-1".into(), "GPU-2".into()],
         stop: StopState::Serving,
         phases: vec![(Phase::Queued, UnixMs(10))],
         end: None,

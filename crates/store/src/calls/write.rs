@@ -246,7 +246,7 @@ fn insert_chunk(db: &Connection, row: &ChunkRow) -> Result<()> {
 fn insert_task(db: &Connection, row: &TaskRow) -> Result<()> {
     db.prepare_cached(
         "INSERT INTO tasks (id, function, app, definition, generation, worker, reason, start_path, runs_with, \
-         stop) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+         stop, gpus) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?
     .execute(params![
         row.id.to_string(),
@@ -259,6 +259,7 @@ fn insert_task(db: &Connection, row: &TaskRow) -> Result<()> {
         start_path_number(row.start_path),
         row.with.as_ref(),
         row.stop.number(),
+        row.gpus.join(" "),
     ])?;
     for (phase, at) in &row.phases {
         insert_phase(db, &row.id, *phase, *at)?;
