@@ -11,7 +11,7 @@ use evoke_image::base::find_interpreters;
 use evoke_image::{BaseConfig, BaseSource};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Settings for every server of this machine.
 const MACHINE_FILE: &str = "/etc/evoke/evoke.toml";
@@ -45,13 +45,30 @@ pub(crate) struct MachineConfig {
 }
 
 /// The GPUs of this machine.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct GpuConfig {
     /// Declared instead of asked from the driver: `["H100", "H100"]`. Each stands for the device of its number.
     pub declared: Option<Vec<String>>,
     /// What stands in for a kind that this machine lacks: `"A10G" = "any"`.
     pub substitute: BTreeMap<String, String>,
+    /// Folders of device specifications (CDI).
+    pub cdi: Vec<PathBuf>,
+}
+
+impl Default for GpuConfig {
+    fn default() -> Self {
+        let cdi = ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec();
+        Self { declared: None, substitute: BTreeMap::new(), cdi }
+    }
+}
+
+impl GpuConfig {
+    /// Where the helper finds devices.
+    pub(crate) fn devices(&self) -> evoke_runtime::gpus::GpuConfig {
+        let declared = self.declared.as_ref().map_or(0, Vec::len);
+        evoke_runtime::gpus::GpuConfig { cdi: self.cdi.clone(), declared }
+    }
 }
 
 /// Bounds that this machine puts on what runs on it.

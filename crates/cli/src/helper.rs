@@ -8,6 +8,7 @@ use crate::data_folder::{DataFolder, ServiceUser};
 use crate::names;
 use anyhow::{Context, Result};
 use evoke_image::BaseSource;
+use evoke_runtime::gpus::GpuConfig;
 use evoke_runtime::{GuestBinary, HelperConfig, fds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -59,6 +60,7 @@ pub(crate) fn start(data: &DataFolder, user: ServiceUser, config: &Config) -> Re
         uid: user.uid,
         gid: user.gid,
         read_only_roots: host_roots(config),
+        gpus: config.gpu.devices(),
     };
     command.env(names::EVOKE_HELPER, serde_json::to_string(&orders)?);
     let child = command.spawn().context("starting the privileged helper")?;
@@ -115,6 +117,7 @@ struct Orders {
     uid: u32,
     gid: u32,
     read_only_roots: Vec<PathBuf>,
+    gpus: GpuConfig,
 }
 
 /// Runs the verb.
@@ -125,5 +128,6 @@ pub(crate) fn run() -> Result<ExitCode> {
     let control = std::io::stdin().as_fd().try_clone_to_owned().context("taking over the holder's socket")?;
     let mut config = HelperConfig::new(orders.data, orders.uid, orders.gid, GuestBinary::Embedded(GUEST));
     config.read_only_roots = orders.read_only_roots;
+    config.gpus = orders.gpus;
     evoke_runtime::helper::main(control, config)
 }

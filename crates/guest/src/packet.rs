@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Descriptors in one packet at most (the kernel's own bound is 253).
-pub const MAX_FDS: usize = 128;
+pub const MAX_FDS: usize = 250;
 /// Bytes of a body that still travel inside the packet.
 pub const INLINE_MAX: usize = 32 * 1024;
 /// Bytes of a body at most, however it travels.

@@ -97,12 +97,36 @@ pub(crate) fn assemble(setup: &Setup, fds: SetupFds) -> Result<(), StepError> {
         let target = target.step(format!("making {}", bind.target))?;
         attach(mount.as_fd(), target.as_fd()).step(format!("binding {}", bind.target))?;
     }
+    for (target, path) in &setup.links {
+        make_link(root, target, path).step(format!("linking {path}"))?;
+    }
     for (volume, mount) in setup.volumes.iter().zip(&fds.volumes) {
         attach_volume(root, volume, mount.as_fd())?;
     }
     supply_files(setup, root)?;
     mask(root)?;
     leave_host(root)
+}
+
+/// A read-only folder of the machine has what it has.
+fn make_link(root: BorrowedFd<'_>, target: &str, path: &str) -> io::Result<()> {
+    let parts = tree::components(path.as_bytes())?;
+    let Some((name, parents)) = parts.split_last() else { return Err(invalid("the root itself is no link")) };
+    let read_only = |error: &io::Error| error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    let parent = match tree::make_dirs(root, &parents.join(&b'/')) {
+        Err(error) if read_only(&error) => return Ok(()),
+        other => other?,
+    };
+    if rustix::fs::readlinkat(&parent, *name, Vec::new()).is_ok() {
+        match rustix::fs::unlinkat(&parent, *name, rustix::fs::AtFlags::empty()) {
+            Err(rustix::io::Errno::ROFS) => return Ok(()),
+            other => other?,
+        }
+    }
+    match rustix::fs::symlinkat(target, &parent, *name) {
+        Ok(()) | Err(rustix::io::Errno::EXIST | rustix::io::Errno::ROFS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn rustix_unshare(flags: UnshareFlags) -> io::Result<()> {

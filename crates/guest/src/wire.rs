@@ -40,6 +40,10 @@ pub struct Setup {
     /// Where the volumes' descriptors go, in order.
     #[serde(default)]
     pub volumes: Vec<VolumeTarget>,
+    /// Symbolic links: what they hold, and their absolute paths in the root. A link that is there already gives
+    /// way, anything else stays.
+    #[serde(default)]
+    pub links: Vec<(String, String)>,
     /// Files that the machine supplies: absolute path in the root and content (`/etc/hosts` and its like).
     pub files: Vec<(String, String)>,
     /// What to listen on before any program runs.

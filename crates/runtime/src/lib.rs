@@ -38,6 +38,10 @@ pub use volume_entry::{Collected, VolumeEntry, VolumeEntryKind};
 pub const LAYERS_MAX: usize = 64;
 /// Binds of one container at most.
 pub const BINDS_MAX: usize = 32;
+/// GPUs of one container at most.
+pub const GPUS_MAX: usize = 64;
+/// Files and folders of a driver that a container sees at most.
+pub const GPU_FILES_MAX: usize = 160;
 /// Volumes of one container at most.
 pub const VOLUMES_MAX: usize = 32;
 /// Listeners of one container at most.

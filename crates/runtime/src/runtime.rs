@@ -81,6 +81,9 @@ pub struct Started {
     pub control: OwnedFd,
     /// Its listening sockets in the order of the spec, not blocking.
     pub listeners: Vec<OwnedFd>,
+    /// Variables that its programs need for its devices. What [`crate::gpus::LIBRARY_PATH`] holds comes behind
+    /// what they have there already.
+    pub env: Vec<(String, String)>,
     /// Where the time went.
     pub timings: StartTimings,
 }

@@ -20,6 +20,8 @@ pub struct ContainerSpec {
     pub binds: Vec<Bind>,
     /// The volumes in it; at most [`crate::VOLUMES_MAX`].
     pub volumes: Vec<Volume>,
+    /// The names of the GPUs that it has, and nobody else; at most [`crate::GPUS_MAX`].
+    pub gpus: Vec<String>,
     /// What it can reach.
     pub network: Network,
     /// What it may use.
@@ -44,6 +46,7 @@ impl ContainerSpec {
             layers,
             binds: Vec::new(),
             volumes: Vec::new(),
+            gpus: Vec::new(),
             network: Network::Bridged,
             limits: Limits::default(),
             listeners: Vec::new(),

@@ -39,6 +39,8 @@ pub(crate) struct Container {
     duplicates: Vec<(Part, OwnedFd)>,
     /// The action under way; there is never more than one.
     job: Option<BoxFuture<'static, Outcome>>,
+    /// Variables that its program needs for its devices.
+    device_env: Vec<(String, String)>,
     usage: Usage,
     oom_kills: u64,
     committed: Option<LayerStats>,
@@ -85,6 +87,7 @@ impl Container {
             live,
             duplicates: Vec::new(),
             job: None,
+            device_env: Vec::new(),
             usage: Usage::default(),
             oom_kills: 0,
             committed: None,
@@ -127,7 +130,8 @@ impl Container {
     fn absorb(&mut self, outcome: Outcome) -> Event {
         match outcome {
             Outcome::Failed(error) => return Event::Failed(error),
-            Outcome::Started(started) => {
+            Outcome::Started(mut started) => {
+                self.device_env = std::mem::take(&mut started.env);
                 self.record.started_at = Some(self.shared.deps.clock.now());
                 if let Err(error) = self.open(started) {
                     return Event::Failed(Error::internal(format!("the container's descriptors: {error}")));
@@ -227,9 +231,10 @@ impl Container {
         let (Some(assignment), Some((guest, (stdout, stderr)))) = (assignment, live) else {
             return nothing_to_run();
         };
+        let devices = std::mem::take(&mut self.device_env);
         Box::pin(async move {
             let program = assignment.argv.first().cloned().unwrap_or_default();
-            let spec = prepare::process_spec(&assignment, stdout, stderr);
+            let spec = prepare::process_spec(&assignment, devices, (stdout, stderr));
             let spawned = guest.spawn(spec).await.map_err(|error| {
                 Error::precondition(format!("the container could not execute '{program}': {error}"))
             });

@@ -3,6 +3,7 @@
 use crate::config::{ARGUMENTS_FILE, CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};
 use crate::volumes::VolumeRecord;
 use evoke_proto::worker::{Assignment, LayerOwner, NetworkMode};
+use evoke_runtime::gpus::LIBRARY_PATH;
 use evoke_runtime::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, ProcessSpec};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -70,6 +71,7 @@ pub(crate) fn container_spec(config: &WorkerConfig, assignment: &Assignment) -> 
     let volumes = assignment.volumes.iter();
     spec.volumes =
         volumes.map(|mount| VolumeRecord::of(mount).spec(0, &mount.view, (config.uid, config.gid))).collect();
+    spec.gpus.clone_from(&assignment.gpus);
     spec.network = match assignment.network {
         NetworkMode::Bridged => Network::Bridged,
         NetworkMode::Loopback => Network::Loopback,
@@ -91,12 +93,23 @@ pub(crate) fn container_spec(config: &WorkerConfig, assignment: &Assignment) -> 
     spec
 }
 
-/// What the guest is asked for: the assignment's program, told where its platform is.
-pub(crate) fn process_spec(assignment: &Assignment, stdout: OwnedFd, stderr: OwnedFd) -> ProcessSpec {
+/// What the guest is asked for: the assignment's program, told where its platform is and, by `devices`, what its
+/// devices need.
+pub(crate) fn process_spec(
+    assignment: &Assignment,
+    devices: Vec<(String, String)>,
+    (stdout, stderr): (OwnedFd, OwnedFd),
+) -> ProcessSpec {
     let mut ours = vec![("MODAL_SERVER_URL".to_owned(), origin())];
     if !assignment.container_arguments.is_empty() {
         let path = format!("{INSIDE_FOLDER}/{ARGUMENTS_FILE}");
         ours.push(("MODAL_CONTAINER_ARGUMENTS_PATH".to_owned(), path));
+    }
+    for (name, value) in devices {
+        let theirs = assignment.env.iter().find(|(theirs, _)| *theirs == name);
+        let before =
+            theirs.map(|(_, theirs)| theirs).filter(|theirs| name == LIBRARY_PATH && !theirs.is_empty());
+        ours.push((name, before.map_or(value.clone(), |before| format!("{before}:{value}"))));
     }
     let theirs = assignment.env.iter().filter(|(name, _)| ours.iter().all(|(own, _)| own != name));
     let mut env: Vec<_> = theirs.cloned().collect();

@@ -66,7 +66,7 @@ pub(crate) fn run(data: Option<&Path>, json: bool) -> Result<ExitCode> {
     }
     checks.extend(host::checks(&data));
     checks.extend(client::checks());
-    checks.push(gpu::check());
+    checks.extend(gpu::checks(&data));
     if json {
         stdout::write(&(serde_json::to_string_pretty(&checks)? + "\n"))?;
     } else {

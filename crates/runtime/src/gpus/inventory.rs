@@ -1,5 +1,7 @@
 //! Which GPUs there are, as the driver says.
 
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
 use std::path::Path;
 
 /// Where the driver lists its cards.
@@ -14,15 +16,56 @@ pub struct Card {
     pub kind: String,
     /// What its maker calls it.
     pub model: String,
+    /// The number of its device node, where that is known.
+    pub minor: Option<u32>,
 }
 
-/// The cards of this machine, in the order of their places on the bus; none where there is no driver.
+/// The driver's own library for asking it.
+const LIBRARY: &str = "libnvidia-ml.so.1";
+
+/// The cards of this machine that can be given out whole, in the order of their places on the bus; none where
+/// there is no driver.
 pub fn cards() -> Vec<Card> {
-    listed(Path::new(LIST))
+    match asked() {
+        Ok(cards) => cards,
+        Err(error) => {
+            tracing::debug!(%error, "the GPU driver's library does not answer; its list in /proc counts");
+            listed()
+        }
+    }
 }
+
+/// The cards as the driver's library says. One that is cut into slices is none.
+fn asked() -> Result<Vec<Card>, NvmlError> {
+    let nvml = Nvml::builder().lib_path(LIBRARY.as_ref()).init()?;
+    let mut cards = Vec::new();
+    for index in 0..nvml.device_count()? {
+        // One that has failed does not hide the others.
+        let found = nvml.device_by_index(index).and_then(|device| {
+            let (model, uuid) = (device.name()?, device.uuid()?);
+            let sliced = device.mig_mode().is_ok_and(|mode| mode.current == MIG_ENABLED);
+            Ok((Card { kind: kind_of(&model), uuid, model, minor: device.minor_number().ok() }, sliced))
+        });
+        match found {
+            Ok((card, false)) => cards.push(card),
+            Ok((card, true)) => {
+                tracing::warn!(card.uuid, card.model, "a GPU is cut into slices (MIG) and is not given out");
+            }
+            Err(error) => tracing::warn!(index, %error, "a GPU does not answer and is not given out"),
+        }
+    }
+    Ok(cards)
+}
+
+/// The library's word for a card that is cut into slices.
+const MIG_ENABLED: u32 = 1;
 
 /// The cards as the driver's folder in `/proc` lists them.
-fn listed(list: &Path) -> Vec<Card> {
+pub(super) fn listed() -> Vec<Card> {
+    listed_in(Path::new(LIST))
+}
+
+fn listed_in(list: &Path) -> Vec<Card> {
     let Ok(entries) = std::fs::read_dir(list) else { return Vec::new() };
     let mut places: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     places.sort();
@@ -33,7 +76,8 @@ fn listed(list: &Path) -> Vec<Card> {
 fn card(text: &str) -> Option<Card> {
     let field = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
     let (model, uuid) = (field("Model:")?, field("GPU UUID:")?);
-    Some(Card { kind: kind_of(&model), uuid, model })
+    let minor = field("Device Minor:").and_then(|minor| minor.parse().ok());
+    Some(Card { kind: kind_of(&model), uuid, model, minor })
 }
 
 /// `NVIDIA H100 80GB HBM3` is an `H100`. The A100 comes in two sizes with names of their own; cards of work
@@ -97,8 +141,8 @@ mod tests {
             std::fs::write(place.join("information"), text).unwrap();
         }
         std::fs::create_dir(folder.path().join("0000:90:00.0")).unwrap();
-        let uuids: Vec<_> = listed(folder.path()).into_iter().map(|card| (card.uuid, card.kind)).collect();
+        let uuids: Vec<_> = listed_in(folder.path()).into_iter().map(|card| (card.uuid, card.kind)).collect();
         assert_eq!(uuids, [("GPU-a".to_owned(), "T4".to_owned()), ("GPU-b".to_owned(), "T4".to_owned())]);
-        assert!(listed(Path::new("/nonexistent")).is_empty());
+        assert!(listed_in(Path::new("/nonexistent")).is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! What the helper is told at its start, by whoever starts it as root. Servers cannot change any of it.
 
+use crate::gpus::GpuConfig;
 use std::path::PathBuf;
 
 /// The helper's configuration.
@@ -17,12 +18,22 @@ pub struct HelperConfig {
     pub read_only_roots: Vec<PathBuf>,
     /// Whether to make a bridge and translate addresses; without it every container has loopback only.
     pub network: bool,
+    /// Where GPUs come from.
+    pub gpus: GpuConfig,
 }
 
 impl HelperConfig {
     /// The defaults for a data folder.
     pub fn new(data: PathBuf, service_uid: u32, service_gid: u32, guest: GuestBinary) -> Self {
-        Self { data, service_uid, service_gid, guest, read_only_roots: Vec::new(), network: true }
+        Self {
+            data,
+            service_uid,
+            service_gid,
+            guest,
+            read_only_roots: Vec::new(),
+            network: true,
+            gpus: GpuConfig::default(),
+        }
     }
 }
 

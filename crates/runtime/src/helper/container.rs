@@ -8,6 +8,7 @@ use super::record::Record;
 use super::request::Reply;
 use super::sys::{self, Step};
 use super::{Helper, now};
+use crate::gpus::Edits;
 use crate::{Ended, RuntimeError, Usage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,6 +30,10 @@ pub(super) struct Container {
     pub(super) address: Option<u32>,
     /// Where its volumes' links are, which are no part of a layer made of it.
     pub(super) links: Vec<String>,
+    /// The names of the GPUs that are its own.
+    pub(super) gpus: Vec<String>,
+    /// What its root has of them.
+    pub(super) devices: Edits,
     pub(super) process: Option<Process>,
     pub(super) ending: Option<Ending>,
 }
@@ -93,6 +98,8 @@ impl Helper {
         if let Some(record) = self.read_record(id) {
             self.ids.adopt(record.range());
             container.range = Some(record.range());
+            container.gpus = record.gpus;
+            container.devices = record.devices;
             if let Some(number) = record.address {
                 self.networks.adopt(number);
                 container.address = Some(number);

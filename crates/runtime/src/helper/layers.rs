@@ -193,10 +193,11 @@ impl Helper {
         if folders::exists(self.folders.layers.as_fd(), &name) {
             return Err(exists(&name));
         }
-        let links = container.links.clone();
+        let (links, devices) = (container.links.clone(), container.devices.clone());
         let from = open_folder(self.folders.containers.as_fd(), id)?;
         let upper = open_folder(from.as_fd(), LAYER_UPPER)?;
         super::volumes::remove_links(upper.as_fd(), &links);
+        super::devices::remove_traces(upper.as_fd(), &devices);
         self.install(asker, &name, from, None, None)
     }
 

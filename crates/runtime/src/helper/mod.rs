@@ -10,6 +10,7 @@
 mod cgroup;
 mod config;
 mod container;
+mod devices;
 mod folders;
 mod ids;
 mod jobs;
@@ -62,6 +63,7 @@ struct Helper {
     folders: Folders,
     ids: Ids,
     cgroups: Cgroups,
+    gpus: crate::gpus::GpuConfig,
     networks: Networks,
     stage: Stage,
     guest: OwnedFd,
@@ -147,6 +149,7 @@ impl Helper {
             ids,
             cgroups,
             networks,
+            gpus: config.gpus.clone(),
             guest,
             null: folders::open_null()?,
             containers: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! What a container holds, on disk, so that a later helper finds it again: `containers/<id>/record`.
 
 use super::ids::Range;
+use crate::gpus::Edits;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 const NAME: &str = "record";
 /// Bytes of a record at most.
-const SIZE_MAX: u64 = 64 * 1024;
+const SIZE_MAX: u64 = 256 * 1024;
 
 /// One container's record.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +21,12 @@ pub(super) struct Record {
     pub(super) address: Option<u32>,
     /// Its init, once it was started.
     pub(super) process: Option<Process>,
+    /// The names of the GPUs that are its own.
+    #[serde(default)]
+    pub(super) gpus: Vec<String>,
+    /// What its root has of them.
+    #[serde(default)]
+    pub(super) devices: Edits,
 }
 
 /// A process that can be recognised later: numbers are reused, a number with its start time in one run of the
@@ -101,7 +108,13 @@ mod tests {
         assert!(Record::read(fd.as_fd()).unwrap().is_none());
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = Process::describe(child.id() as i32).unwrap();
-        let record = Record { range: 7, address: Some(3), process: Some(process) };
+        let record = Record {
+            range: 7,
+            address: Some(3),
+            process: Some(process),
+            gpus: vec!["0".into()],
+            devices: Edits::default(),
+        };
         record.write(fd.as_fd()).unwrap();
         let read = Record::read(fd.as_fd()).unwrap().unwrap();
         assert_eq!(read.process, record.process);

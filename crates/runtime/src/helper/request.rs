@@ -83,6 +83,8 @@ pub(crate) enum Reply {
     /// Descriptors: pidfd, control socket.
     Started {
         timings: StartTimings,
+        /// Variables that its programs need for its devices.
+        env: Vec<(String, String)>,
     },
     Ended(Ended),
     Ids(Vec<String>),

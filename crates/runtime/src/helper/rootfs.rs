@@ -4,6 +4,7 @@
 use super::folders::own_folder;
 use super::sys::{self, Step};
 use crate::RuntimeError;
+use crate::gpus::Edits;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -132,8 +133,8 @@ pub(super) fn mapped_clone(
 }
 
 /// `/dev` of a container whose root is host user `base`: a small file system with the usual nodes, which the
-/// container itself could not make.
-pub(super) fn dev(base: u32) -> Result<OwnedFd, RuntimeError> {
+/// container itself could not make, and those of its devices.
+pub(super) fn dev(base: u32, edits: &Edits) -> Result<OwnedFd, RuntimeError> {
     const NODES: [(&str, u32, u32); 6] =
         [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
     const LINKS: [(&str, &str); 5] = [
@@ -147,7 +148,7 @@ pub(super) fn dev(base: u32) -> Result<OwnedFd, RuntimeError> {
     let options = [
         ("source", "tmpfs"),
         ("size", "64k"),
-        ("nr_inodes", "64"),
+        ("nr_inodes", "512"),
         ("mode", "0755"),
         ("uid", &*ids),
         ("gid", &*ids),
@@ -173,6 +174,7 @@ pub(super) fn dev(base: u32) -> Result<OwnedFd, RuntimeError> {
         Ok(())
     };
     make().step("making device nodes")?;
+    super::devices::make_nodes(dev.as_fd(), edits, base)?;
     Ok(dev)
 }
 

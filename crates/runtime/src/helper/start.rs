@@ -7,7 +7,7 @@ use super::net::{Slot, resolver};
 use super::record::{Process, Record};
 use super::request::Reply;
 use super::sys::{self, Step};
-use super::{Helper, now, rootfs, validate};
+use super::{Helper, devices, now, rootfs, validate};
 use crate::{ContainerSpec, Owner, RuntimeError, StartTimings, fds};
 use evoke_guest::wire::{BindTarget, Setup, ToGuest, VolumeTarget};
 use rustix::fs::OFlags;
@@ -51,8 +51,10 @@ impl Helper {
         }
         let layers = self.find_layers(spec)?;
         let binds = self.find_binds(spec)?;
+        let devices = self.devices(spec)?;
         // From here on the container exists, so that one path takes it away, whatever fails.
-        self.containers.insert(spec.id.clone(), Container::default());
+        let container = Container { gpus: spec.gpus.clone(), devices, ..Container::default() };
+        self.containers.insert(spec.id.clone(), container);
         let started = self.start_checked(spec, &layers, &binds);
         if started.is_err() {
             self.begin_destroy(&spec.id, None);
@@ -89,6 +91,8 @@ impl Helper {
         let began = now();
         let mut timings = StartTimings::default();
         let parts = self.prepare(spec)?;
+        let devices =
+            self.containers.get(&spec.id).map(|container| container.devices.clone()).unwrap_or_default();
         timings.network_us = micros(began);
         let (control, theirs) = fds::pair().step("making a control socket")?;
         let cloning = now();
@@ -99,7 +103,7 @@ impl Helper {
             container.process =
                 Some(super::container::Process { pid: child.pid, pidfd: child.pidfd, ended: false });
         }
-        self.record(&parts, Some(child.pid))?;
+        self.record(&spec.id, &parts, Some(child.pid))?;
         let base = parts.range.base();
         let map = format!("0 {base} {IDS_PER_CONTAINER}");
         ids::write_maps(child.pid, &map, &map).step("writing the id maps")?;
@@ -108,12 +112,18 @@ impl Helper {
         let mounting = now();
         let user = sys::open(&format!("/proc/{}/ns/user", child.pid), OFlags::RDONLY);
         let user = user.step("opening the user namespace")?;
-        let mut mounts = vec![self.overlay(&parts, layers, user.as_fd())?, rootfs::dev(base)?];
+        let mut mounts = vec![self.overlay(&parts, layers, user.as_fd())?, rootfs::dev(base, &devices)?];
         let address = parts.slot.address.map(|(_, address)| address);
         mounts.push(parts.slot.sysfs);
         for bind in binds {
             let idmap = self.idmap(parts.range, bind.owner, user.as_fd())?;
             mounts.push(rootfs::mapped_clone(bind.fd.as_fd(), idmap, bind.read_only)?);
+        }
+        let mut targets: Vec<BindTarget> = bind_targets(spec, binds);
+        for file in &devices.mounts {
+            let (mount, directory) = devices::driver_mount(file)?;
+            mounts.push(mount);
+            targets.push(BindTarget { target: file.path.clone(), directory });
         }
         let links = spec.volumes.iter().map(|volume| volume.target.clone()).collect();
         self.note(&spec.id, |container| container.links = links);
@@ -122,9 +132,10 @@ impl Helper {
         }
         timings.root_us = micros(mounting);
         let cgroup2 = parts.cgroup.is_some();
-        send_orders(spec, binds, (address, cgroup2), control.as_fd(), &mounts)?;
+        let orders = Orders { binds: targets, links: devices.links, address, cgroup2 };
+        send_orders(spec, orders, control.as_fd(), &mounts)?;
         timings.helper_us = micros(began);
-        Ok((Reply::Started { timings }, vec![pidfd, control]))
+        Ok((Reply::Started { timings, env: devices.env }, vec![pidfd, control]))
     }
 
     /// Leases and makes what the container needs, noting each at once so that it is given back.
@@ -141,7 +152,7 @@ impl Helper {
         folders::new_folder(folder.as_fd(), "work", 0o700).step("making the work folder")?;
         let cgroup = self.cgroups.create(&spec.id, &spec.limits)?;
         let parts = Parts { range, slot, folder, cgroup };
-        self.record(&parts, None)?;
+        self.record(&spec.id, &parts, None)?;
         Ok(parts)
     }
 
@@ -151,10 +162,14 @@ impl Helper {
         }
     }
 
-    fn record(&self, parts: &Parts, pid: Option<i32>) -> Result<(), RuntimeError> {
+    fn record(&self, id: &str, parts: &Parts, pid: Option<i32>) -> Result<(), RuntimeError> {
         let process = pid.map(Process::describe).transpose().step("describing the container's process")?;
         let address = parts.slot.address.map(|(number, _)| number);
-        let record = Record { range: parts.range.0, address, process };
+        let (gpus, devices) = match self.containers.get(id) {
+            Some(container) => (container.gpus.clone(), container.devices.clone()),
+            None => Default::default(),
+        };
+        let record = Record { range: parts.range.0, address, process, gpus, devices };
         record.write(parts.folder.as_fd()).step("recording the container")
     }
 
@@ -224,21 +239,34 @@ impl Helper {
 pub(super) const LAYER_UPPER: &str = "upper";
 const _: () = assert!(LAYER_TREE.len() < 16);
 
+fn bind_targets(spec: &ContainerSpec, binds: &[Tree]) -> Vec<BindTarget> {
+    let targets = spec.binds.iter().zip(binds);
+    targets
+        .map(|(bind, tree)| BindTarget { target: bind.target.clone(), directory: tree.directory })
+        .collect()
+}
+
+/// What the guest is told beside the request.
+struct Orders {
+    binds: Vec<BindTarget>,
+    links: Vec<(String, String)>,
+    address: Option<std::net::Ipv4Addr>,
+    cgroup2: bool,
+}
+
 fn send_orders(
     spec: &ContainerSpec,
-    binds: &[Tree],
-    (address, cgroup2): (Option<std::net::Ipv4Addr>, bool),
+    orders: Orders,
     control: BorrowedFd<'_>,
     mounts: &[OwnedFd],
 ) -> Result<(), RuntimeError> {
-    let targets = spec.binds.iter().zip(binds);
+    let Orders { binds, links, address, cgroup2 } = orders;
     let setup = Setup {
         hostname: spec.hostname.clone(),
         sysfs: true,
         cgroup2,
-        binds: targets
-            .map(|(bind, tree)| BindTarget { target: bind.target.clone(), directory: tree.directory })
-            .collect(),
+        binds,
+        links,
         volumes: spec
             .volumes
             .iter()

@@ -2,8 +2,8 @@
 
 use super::folders::is_plain_name;
 use crate::{
-    BINDS_MAX, ContainerSpec, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, Owner, RuntimeError, VOLUMES_MAX,
-    Volume,
+    BINDS_MAX, ContainerSpec, GPUS_MAX, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, Owner, RuntimeError,
+    VOLUMES_MAX, Volume,
 };
 
 /// Memory a container may be limited to at least, in bytes; with less its init cannot start.
@@ -49,6 +49,10 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         require(bind.owner != Owner::Canonical || bind.read_only, || {
             format!("{} would be a layer that can be written", printable(&bind.target))
         })?;
+    }
+    require(spec.gpus.len() <= GPUS_MAX, || format!("more than {GPUS_MAX} GPUs"))?;
+    for gpu in &spec.gpus {
+        require(is_plain_name(gpu, 128), || format!("'{}' is not a GPU's name", printable(gpu)))?;
     }
     require(spec.volumes.len() <= VOLUMES_MAX, || format!("more than {VOLUMES_MAX} volumes"))?;
     for (index, one) in spec.volumes.iter().enumerate() {
@@ -126,7 +130,7 @@ fn limits(spec: &ContainerSpec) -> Result<(), RuntimeError> {
 }
 
 /// A path in the container: absolute, without `..`, not the root itself and not what the kernel shows there.
-fn target(path: &str) -> Result<(), RuntimeError> {
+pub(super) fn target(path: &str) -> Result<(), RuntimeError> {
     let refuse = || format!("'{}' cannot be a path in the container", printable(path));
     let parts =
         evoke_guest::tree::components(path.as_bytes()).map_err(|_| RuntimeError::Refused(refuse()))?;
@@ -156,6 +160,8 @@ mod tests {
         let broken: Vec<fn(&mut ContainerSpec)> = vec![
             |s| s.id = "../x".to_owned(),
             |s| s.id = String::new(),
+            |s| s.gpus = vec!["../x".to_owned()],
+            |s| s.gpus = vec!["0".to_owned(); GPUS_MAX + 1],
             |s| s.id = ".trash".to_owned(),
             |s| s.id = "a\n".to_owned(),
             |s| s.hostname = "a b".to_owned(),

@@ -31,8 +31,11 @@ pub struct Machine {
 pub fn run_helper() -> ! {
     let data = PathBuf::from(std::env::var_os("TEST_DATA").unwrap());
     let control = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let specifications = data.join("cdi");
+    crate::gpus::specification(&specifications);
     let mut config = HelperConfig::new(data, SERVICE, SERVICE, GuestBinary::File(guest_binary()));
     config.read_only_roots = vec!["/usr".into()];
+    config.gpus.cdi = vec![specifications];
     helper::main(control, config)
 }
 

@@ -5,6 +5,7 @@
 //! machine's own, seen read-only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod gpus;
 mod isolation;
 mod layers;
 mod leftovers;
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
         isolation::the_init_cannot_be_touched,
         isolation::programs_get_what_they_are_given,
         isolation::requests_that_break_the_rules_are_refused,
+        gpus::a_container_sees_its_own_device_and_no_other,
+        gpus::only_devices_of_this_machine_can_be_asked_for,
+        gpus::a_layer_has_no_traces_of_devices,
         limits::memory,
         limits::processes,
         limits::usage_is_counted,

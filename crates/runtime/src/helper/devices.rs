@@ -1,0 +1,95 @@
+//! Devices of a container: that nobody else has them, and what its root gets of them.
+
+use super::sys::{self, Step};
+use super::{Helper, validate};
+use crate::gpus::{self, Edits, Mount};
+use crate::{ContainerSpec, GPU_FILES_MAX, RuntimeError};
+use evoke_guest::tree;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::mount::MountAttrFlags;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What mends a specification that names what is not there.
+const MEND: &str = "the driver may have changed since: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml";
+
+impl Helper {
+    /// What the container needs for its devices. Refused where another container has one of them.
+    pub(super) fn devices(&self, spec: &ContainerSpec) -> Result<Edits, RuntimeError> {
+        if spec.gpus.is_empty() {
+            return Ok(Edits::default());
+        }
+        let owned = |gpu: &String| self.containers.iter().find(|(_, other)| other.gpus.contains(gpu));
+        if let Some((gpu, (owner, _))) = spec.gpus.iter().find_map(|gpu| Some((gpu, owned(gpu)?))) {
+            return Err(RuntimeError::Refused(format!("the GPU {gpu} is that of container {owner}")));
+        }
+        let edits = gpus::resolve(&self.gpus, &spec.gpus);
+        let edits = edits.map_err(|error| RuntimeError::Refused(error.to_string()))?;
+        if edits.mounts.len() > GPU_FILES_MAX {
+            return Err(RuntimeError::Refused(format!("a driver of more than {GPU_FILES_MAX} files")));
+        }
+        for path in
+            edits.mounts.iter().map(|mount| &mount.path).chain(edits.links.iter().map(|(_, path)| path))
+        {
+            validate::target(path)?;
+        }
+        Ok(edits)
+    }
+}
+
+/// Makes a container's device nodes, as those of its root at host user `base`.
+pub(super) fn make_nodes(dev: BorrowedFd<'_>, edits: &Edits, base: u32) -> Result<(), RuntimeError> {
+    let owner = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
+    for node in &edits.nodes {
+        let shown = node.host.display();
+        let stat = rustix::fs::stat(&node.host).step(format!("looking at the device {shown} ({MEND})"))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
+            return Err(RuntimeError::Refused(format!("{shown} is not a character device")));
+        }
+        let path = node.path.trim_start_matches("/dev/");
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let make = || -> std::io::Result<()> {
+            let folder = tree::make_dirs(dev, folder.as_bytes())?;
+            let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
+            match rustix::fs::mknodat(&folder, name, FileType::CharacterDevice, mode, stat.st_rdev) {
+                // Said twice, or one that every container has.
+                Err(rustix::io::Errno::EXIST) => return Ok(()),
+                other => other?,
+            }
+            rustix::fs::chmodat(&folder, name, mode, AtFlags::empty())?;
+            Ok(rustix::fs::chownat(&folder, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?)
+        };
+        make().step(format!("making {}", node.path))?;
+    }
+    Ok(())
+}
+
+/// A file or folder of the driver as a detached mount, and whether it is a folder.
+pub(super) fn driver_mount(mount: &Mount) -> Result<(OwnedFd, bool), RuntimeError> {
+    let shown = mount.host.display();
+    let found = rustix::fs::open(&mount.host, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let found = found.step(format!("opening the driver's {shown} ({MEND})"))?;
+    let directory = super::rootfs::is_directory(found.as_fd())?;
+    let copy = sys::clone_mount(found.as_fd()).step(format!("cloning {shown}"))?;
+    let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    sys::set_attributes(copy.as_fd(), flags, None).step(format!("making {shown} read-only"))?;
+    Ok((copy, directory))
+}
+
+/// Takes the traces of devices out of what a container wrote, before that becomes a layer: the empty files that
+/// the driver's were bound to, and the links to them.
+pub(super) fn remove_traces(upper: BorrowedFd<'_>, edits: &Edits) {
+    let paths = edits.mounts.iter().map(|mount| &mount.path).chain(edits.links.iter().map(|(_, path)| path));
+    for path in paths {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let Ok(folder) = tree::open_in(upper, folder.as_bytes(), flags) else { continue };
+        let Ok(stat) = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Symlink || (kind == FileType::RegularFile && stat.st_size == 0) {
+            // One that stays is an empty file or a link that leads nowhere.
+            let _ = rustix::fs::unlinkat(&folder, name, AtFlags::empty());
+        }
+    }
+}
