@@ -171,3 +171,52 @@ def test_variants_follow_their_base_and_settings_last_until_the_next_deployment(
     assert run["second"] == [["plain", "2", None], ["other", "2", "yes"]]
     assert run["reset"] == 0
     assert '"name": "other"' in listed.stdout
+
+
+def test_what_functions_did_is_counted_and_listed(client: Client) -> None:
+    run = client.program(
+        """
+        import subprocess
+        app = modal.App("counted")
+
+        @app.function(timeout=1, max_containers=1)
+        def one(x):
+            if x == 3:
+                raise ValueError(x)
+            time.sleep(5 if x == 4 else 0)
+
+        @app.cls()
+        class Model:
+            size: int = modal.parameter(default=0)
+
+            @modal.method()
+            def describe(self):
+                return self.size
+
+        @app.local_entrypoint()
+        def main():
+            list(one.map(range(5), return_exceptions=True))
+            report("sizes", [Model().describe.remote(), Model(size=2).describe.remote()])
+            stats = one.stats()
+            report("inputs", [stats.input_success_count, stats.input_failure_count, stats.input_timeout_count])
+            report("shown", sorted(stats.input_percentile_stats) + sorted(stats.container_percentile_stats))
+            report("container", one.stats(container="ta-0000000000000000000000").input_success_count)
+            whole = app.stats()
+            report("app", {name: row.counts.calls.total for name, row in whole.functions.items()})
+            report("failed", whole.functions.total.calls.failed)
+            for name, id in {"one": one.object_id, "Model": whole.functions["Model.*"].object_id}.items():
+                command = [sys.executable, "-m", "modal", "function", "calls", id, "--all-variants", "--json"]
+                for more in [[], ["--since", "1h"]]:
+                    listed = json.loads(subprocess.run(command + more, stdout=subprocess.PIPE, check=True).stdout)
+                    report(name + "".join(more[:1]), [[call["service_method_name"], call["status"]] for call in listed])
+        """
+    ).ok()
+    assert run["sizes"] == [0, 2]
+    assert run["inputs"] == [3, 1, 1]
+    assert {"Execution time (s)", "End-to-end latency (s)", "Startup time (s)"} <= set(run["shown"])
+    assert run["container"] == 0
+    assert run["app"] == {"one": 5, "Model.*": 2}
+    assert run["failed"] == 2
+    assert sorted(run["one"]) == sorted([[None, s] for s in ["success"] * 3 + ["failure", "timeout"]])
+    assert run["one--since"] == run["one"][::-1]
+    assert run["Model"] == run["Model--since"] == [["describe", "success"]] * 2

@@ -46,7 +46,7 @@ impl Control {
     }
 
     /// What a function ran, also after its app has stopped.
-    async fn past_definition(&self, id: FunctionId) -> Result<Option<Arc<Definition>>, Status> {
+    pub(crate) async fn past_definition(&self, id: FunctionId) -> Result<Option<Arc<Definition>>, Status> {
         if let Some(function) = self.registry.function(id) {
             return Ok(Some(function.definition.clone()));
         }
@@ -62,10 +62,17 @@ impl Control {
 
 /// The function's name; for a class the method's.
 fn called_name(definition: &Definition, input: Option<&GraphInput>) -> String {
-    let function = &definition.function;
-    let mut methods = function.method_definitions.iter();
-    let called = input.and_then(|input| methods.find(|(name, _)| group_of(name) == input.group));
-    called.map_or_else(|| function.function_name.clone(), |(_, method)| method.function_name.clone())
+    let method = input.and_then(|input| called_method(definition, input.group));
+    let name = method.map_or(&definition.function.function_name, |(_, method)| &method.function_name);
+    name.clone()
+}
+
+/// The method of a class whose inputs are of this group.
+pub(crate) fn called_method(
+    definition: &Definition,
+    group: u32,
+) -> Option<(&String, &api::MethodDefinition)> {
+    definition.function.method_definitions.iter().find(|(name, _)| group_of(name) == group)
 }
 
 fn input_info(input: &GraphInput) -> api::InputCallGraphInfo {

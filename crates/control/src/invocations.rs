@@ -82,6 +82,31 @@ impl Control {
             .await
     }
 
+    /// Retries are the engine's, so there is nothing to start here: whoever asks for one learns that the input is
+    /// still being worked on, or that its result is final.
+    pub(crate) async fn function_retry_inputs(
+        self: Arc<Self>,
+        _context: CallContext,
+        request: api::FunctionRetryInputsRequest,
+    ) -> Result<api::FunctionRetryInputsResponse, Status> {
+        self.calls.settled().await?;
+        let mut input_jwts = Vec::with_capacity(request.inputs.len());
+        for item in request.inputs {
+            let id: InputId = parse_id(&item.input_jwt)?;
+            let view = self.store.read(move |db| Ok(calls::input_view(db, &id)?)).await.map_err(stored)?;
+            let view = view.ok_or_else(|| Status::not_found(format!("There is no input {id}")))?;
+            if view.output.is_some() {
+                let text = format!(
+                    "{id} has ended and its result is final: this server tries inputs again by itself, as often as \
+                     the function's `retries` says. Call the function again instead"
+                );
+                return Err(Status::new(Code::FailedPrecondition, text));
+            }
+            input_jwts.push(item.input_jwt);
+        }
+        Ok(api::FunctionRetryInputsResponse { input_jwts })
+    }
+
     pub(crate) async fn function_finish_inputs(
         self: Arc<Self>,
         _context: CallContext,

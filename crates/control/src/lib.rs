@@ -46,6 +46,7 @@ mod secrets;
 mod service;
 mod shared_volumes;
 mod shell;
+mod stats;
 mod variants;
 mod volumes;
 mod wakers;

@@ -106,12 +106,12 @@ fn span(since: Option<prost_types::Timestamp>, until: Option<prost_types::Timest
     TimeRange { since_ns, until_ns }
 }
 
-fn nanoseconds(at: prost_types::Timestamp) -> u64 {
+pub(crate) fn nanoseconds(at: prost_types::Timestamp) -> u64 {
     let seconds = u64::try_from(at.seconds).unwrap_or(0);
     seconds.saturating_mul(SECOND_NS).saturating_add(u64::try_from(at.nanos).unwrap_or(0))
 }
 
-fn timestamp(ns: u64) -> prost_types::Timestamp {
+pub(crate) fn timestamp(ns: u64) -> prost_types::Timestamp {
     // Both fit: a u64 of nanoseconds has fewer seconds than an i64 holds.
     prost_types::Timestamp { seconds: (ns / SECOND_NS) as i64, nanos: (ns % SECOND_NS) as i32 }
 }

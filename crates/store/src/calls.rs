@@ -16,6 +16,7 @@ mod read;
 mod retention;
 mod rows;
 mod schema;
+mod stats;
 mod write;
 
 pub use explain::{AttemptView, InputView, attempts_of, input_view, task_by_id, tasks_of_app};
@@ -31,6 +32,9 @@ pub use rows::{
     TaskRow, TaskUsage,
 };
 pub use schema::{PARENT_INDEX, SCHEMA, TASK_GPUS};
+pub use stats::{
+    InputStats, Listed, PastInput, Span, TaskSpan, count_inputs, input_stats, past_inputs, tasks_within,
+};
 pub use write::CallWrite;
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Who called whom: the tree of inputs and calls that a call is part of.
 
 use super::keys;
-use super::read::{CALL_COLUMNS, call_row, keyed, numbered};
+use super::read::{CALL_COLUMNS, call_row, keyed};
 use super::rows::{CallRow, Key, ResultStatus};
+use super::stats::ends_of;
 use crate::sql;
 use evoke_core::{CallId, InputId, TaskId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
@@ -94,20 +95,18 @@ fn children_of(db: &Connection, input: &InputId) -> Result<Vec<CallRow>> {
 }
 
 fn inputs_of(db: &Connection, call: &CallRow, max: usize) -> Result<Vec<GraphInput>> {
+    let ends = ends_of(db, call.key, 0)?;
     db.prepare_cached(
         "SELECT i.key, i.salt, i.created_ms, i.grp, \
-         (SELECT a.task FROM attempts a WHERE a.input = i.key ORDER BY a.key DESC LIMIT 1), \
-         (SELECT o.status FROM outputs o WHERE o.call = i.call AND o.input = i.key) \
-         FROM inputs i WHERE i.call = ?1 ORDER BY i.key LIMIT ?2",
+         (SELECT a.task FROM attempts a WHERE a.input = i.key ORDER BY a.key DESC LIMIT 1) FROM inputs i WHERE i.call = ?1 ORDER BY i.key LIMIT ?2",
     )?
     .query_map(params![call.key, max as i64], |row| {
-        let ended = row.get::<_, Option<i64>>(5)?.is_some();
         Ok(GraphInput {
             id: keyed(row, 2, 0, 1)?,
             call: call.id,
             group: row.get(3)?,
             task: sql::opt_id(row, 4)?,
-            status: if ended { Some(numbered(row, 5, ResultStatus::from_number)?) } else { None },
+            status: ends.get(&row.get::<_, Key>(0)?).map(|(status, _)| *status),
         })
     })?
     .collect()

@@ -245,3 +245,61 @@ fn the_tree_of_a_call_is_found_from_any_of_its_calls_and_cut_off_where_it_is_lar
     assert_eq!((cut.inputs.len(), cut.truncated), (3, true));
     assert!(call_graph(db.connection(), &id(11, 1), 9).unwrap().is_none());
 }
+
+#[test]
+fn a_span_of_time_has_the_inputs_that_were_accepted_and_those_that_ended_in_it() {
+    const HOUR: u64 = 3_600_000;
+    let db = Db::open_in_memory().unwrap();
+    let span = |since, until| Span { since: UnixMs(since), until: UnixMs(until) };
+    let ended = |entry, of: &InputRow, attempt, status, at| {
+        let row = output(entry, of, Some(attempt));
+        CallWrite::Output(OutputRow { status, started: Some(UnixMs(at - 30)), finished: UnixMs(at), ..row })
+    };
+    let began =
+        |key, input, at| CallWrite::Attempt(AttemptRow { started: UnixMs(at), ..attempt(key, input) });
+    let (early, late) = (input(2, 1, 0, HOUR), input(3, 1, 1, 2 * HOUR));
+    let (running, waiting) = (input(4, 1, 2, 2 * HOUR + 1), input(5, 1, 3, 2 * HOUR + 2));
+    let mut inputs = vec![CallWrite::Call { row: call(1, HOUR), open: true }, CallWrite::Task(task())];
+    inputs.extend([&early, &late, &running, &waiting].map(|row| CallWrite::Input(row.clone())));
+    commit(&db, inputs);
+    commit(
+        &db,
+        vec![
+            CallWrite::TaskPhase { task: task_id(), phase: Phase::Ready, at: UnixMs(2 * HOUR + 50) },
+            began(6, 2, HOUR),
+            ended(7, &early, 6, ResultStatus::Success, HOUR + 40),
+            began(8, 3, 2 * HOUR),
+            ended(9, &late, 8, ResultStatus::Timeout, 3 * HOUR),
+            began(10, 4, 2 * HOUR + 60),
+        ],
+    );
+    let (db, function) = (db.connection(), FunctionId::from_bits(1));
+    let stats = |since, until| {
+        input_stats(db, &[function], span(since, until), None).unwrap().remove(&function).unwrap_or_default()
+    };
+    let first = stats(HOUR, 2 * HOUR);
+    assert_eq!((first.ended[&ResultStatus::Success], first.running_at_end), (1, 0));
+    assert_eq!((first.execution_ms, first.latency_ms), (vec![30], vec![40]));
+    let second = stats(2 * HOUR, 3 * HOUR);
+    assert_eq!((second.ended.len(), second.running_at_end), (0, 2), "one ended after it, one has not");
+    assert_eq!(stats(3 * HOUR, 4 * HOUR).ended[&ResultStatus::Timeout], 1);
+    assert!(input_stats(db, &[FunctionId::from_bits(8)], span(0, 9 * HOUR), None).unwrap().is_empty());
+
+    let pieces = count_inputs(db, &[function], span(HOUR, 2 * HOUR + 2), HOUR).unwrap();
+    assert_eq!(pieces.into_iter().collect::<Vec<_>>(), [(1, 1), (2, 2)]);
+    let newest = past_inputs(db, &[function], Listed::Newest(3)).unwrap();
+    let shown: Vec<_> = newest.iter().map(|i| (i.created, i.running, i.end.map(|(s, _)| s))).collect();
+    assert_eq!(
+        shown,
+        [
+            (waiting.created, false, None),
+            (running.created, true, None),
+            (late.created, false, Some(ResultStatus::Timeout))
+        ]
+    );
+    assert_eq!(newest[1].start, Some((running.created, UnixMs(2 * HOUR + 50))), "it waited for the start");
+    let within = past_inputs(db, &[function], Listed::Within(span(0, 9 * HOUR), 2)).unwrap();
+    assert_eq!(within.iter().map(|i| i.created).collect::<Vec<_>>(), [early.created, late.created]);
+    let tasks = tasks_within(db, &AppId::from_bits(2), span(0, HOUR)).unwrap();
+    assert_eq!((tasks.len(), tasks[0].ready, tasks[0].failed), (1, Some(UnixMs(2 * HOUR + 50)), false));
+}

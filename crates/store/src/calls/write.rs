@@ -294,7 +294,7 @@ const PHASES: [Phase; 10] = [
     Phase::Removed,
 ];
 
-fn phase_number(phase: Phase) -> i64 {
+pub(super) fn phase_number(phase: Phase) -> i64 {
     PHASES.iter().position(|p| *p == phase).unwrap_or(PHASES.len()) as i64
 }
 
