@@ -15,6 +15,7 @@ mod doctor;
 mod down;
 mod env;
 mod explain;
+mod fusermount;
 mod hand_out;
 mod helper;
 mod holder;
@@ -39,6 +40,9 @@ use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(code) = fusermount::run_if_called_so() {
+        return code;
+    }
     if std::env::args_os().len() == 1 {
         // Said here and not left to the parser, for which EVOKE_DATA in the environment counts as an argument.
         eprint!("{}", Cli::command().render_help());

@@ -43,6 +43,12 @@ pub(crate) const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 pub(crate) const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
 /// The user's folder.
 pub(crate) const HOME: &str = "HOME";
+/// Where a program that serves a file system says by which socket it wants its descriptor.
+pub(crate) const FUSE_COMMFD: &str = "_FUSE_COMMFD";
+/// Names under which programs find the authorities that they trust.
+pub(crate) const AUTHORITIES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// Hosts that are reached without a proxy.
+pub(crate) const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 /// Names under which a proxy may be configured.
 pub(crate) const PROXIES: [&str; 6] =
     ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];

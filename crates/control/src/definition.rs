@@ -164,13 +164,8 @@ impl Definition {
     pub fn ignored(&self) -> Vec<&'static str> {
         let function = &self.function;
         let web = function.webhook_config.is_some() || function.http_config.is_some();
-        let buckets = !function.cloud_bucket_mounts.is_empty();
         let all = [
             (web, "web endpoints are not served by this Evoke version; the function gets no URL"),
-            (
-                buckets,
-                "CloudBucketMount is not served by this Evoke version; the function's containers will not start",
-            ),
             (function.proxy_id.is_some(), "proxy= is not served by this Evoke version"),
         ];
         all.into_iter().filter(|(asked, _)| *asked).map(|(_, text)| text).collect()

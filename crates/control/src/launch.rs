@@ -119,11 +119,6 @@ impl Control {
         if definition.image_id.is_empty() {
             return Err(Status::invalid("the function has no image"));
         }
-        if !definition.cloud_bucket_mounts.is_empty() {
-            return Err(Status::invalid(
-                "CloudBucketMount is not served by this Evoke version; copy the data into a modal.Volume",
-            ));
-        }
         let image = self.built_image(parse_id(&definition.image_id)?).await?;
         let mut layers: Vec<LayerRef> = image.layers.iter().map(LayerRef::from).collect();
         if let Some(dependencies) = self.bundles.dependencies(&image).await? {
@@ -158,6 +153,7 @@ impl Control {
             cwd: workdir.to_string(),
             container_arguments: self.arguments(task, function, &environment)?,
             limits: self.limits(definition),
+            buckets: self.bucket_mounts(&definition.cloud_bucket_mounts).await?,
             gpus: Vec::new(),
             network: if definition.block_network { NetworkMode::Loopback } else { NetworkMode::Bridged },
             grace_ms: GRACE_MS,

@@ -10,6 +10,7 @@
 mod app_info;
 mod apps;
 mod blobs;
+mod buckets;
 mod call_graph;
 mod classes;
 mod containers;

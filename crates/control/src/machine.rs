@@ -1,5 +1,6 @@
 //! What this machine has, and what a function that asks for more is told.
 
+use crate::buckets;
 use crate::definition::Definition;
 use crate::gpus::{self, Inventory};
 use evoke_core::{Gpus, Result};
@@ -41,7 +42,8 @@ impl Machine {
                 self.gpus.text()
             ))
         } else {
-            self.too_large(definition).or_else(|| self.elsewhere(definition))
+            let buckets = || buckets::refusal(&definition.function.cloud_bucket_mounts);
+            self.too_large(definition).or_else(|| self.elsewhere(definition)).or_else(buckets)
         };
         Ok(Fit { gpus, refusal })
     }

@@ -157,7 +157,9 @@ fn with_options(base: &Definition, options: &api::FunctionOptions) -> Definition
         return definition;
     }
     let patch = apply_options(&mut definition.function, options);
-    if options.replace_volume_mounts && !base.function.volume_mounts.is_empty() {
+    let replaces = (options.replace_volume_mounts && !base.function.volume_mounts.is_empty())
+        || (options.replace_cloud_bucket_mounts && !base.function.cloud_bucket_mounts.is_empty());
+    if replaces {
         // A list cannot be replaced by what is appended. Fields of a newer client are lost here.
         definition.raw = definition.function.encode_to_vec().into();
     } else if patch != api::Function::default() {
@@ -218,6 +220,10 @@ fn apply_options(function: &mut api::Function, options: &api::FunctionOptions) -
     if options.replace_volume_mounts {
         function.volume_mounts.clone_from(&options.volume_mounts);
         patch.volume_mounts.clone_from(&options.volume_mounts);
+    }
+    if options.replace_cloud_bucket_mounts {
+        function.cloud_bucket_mounts.clone_from(&options.cloud_bucket_mounts);
+        patch.cloud_bucket_mounts.clone_from(&options.cloud_bucket_mounts);
     }
     if options.replace_secret_ids {
         function.secret_ids.clone_from(&options.secret_ids);

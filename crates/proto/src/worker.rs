@@ -29,6 +29,8 @@ pub struct Assignment {
     pub shared: Vec<SharedFolder>,
     /// Volumes that it has.
     pub volumes: Vec<VolumeMount>,
+    /// Buckets of object stores that it has.
+    pub buckets: Vec<BucketMount>,
     /// The program and its arguments.
     pub argv: Vec<String>,
     /// Its environment.
@@ -93,6 +95,46 @@ pub struct VolumeMount {
     pub sub_path: String,
     /// What is seen of it first.
     pub view: VolumeView,
+}
+
+/// A bucket of an object store in a container.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct BucketMount {
+    /// The path inside.
+    pub target: String,
+    /// The bucket's name.
+    pub bucket: String,
+    /// What the names of the objects that are seen begin with; empty for all of them.
+    pub prefix: String,
+    /// The store's address; none for that of its provider.
+    pub endpoint: Option<String>,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// Whether whoever asks pays.
+    pub requester_pays: bool,
+    /// Whether the bucket is named in the path of addresses instead of in their host.
+    pub path_style: bool,
+    /// How the container is known to the store; none where it is anybody.
+    pub credentials: Option<BucketCredentials>,
+}
+
+impl std::fmt::Debug for BucketMount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BucketMount({} at {})", self.bucket, self.target)
+    }
+}
+
+/// How somebody is known to an object store.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct BucketCredentials {
+    /// The public half.
+    pub key_id: String,
+    /// The secret half.
+    pub secret: String,
+    /// What comes with credentials for a time.
+    pub session: Option<String>,
+    /// The region, where somebody said it.
+    pub region: Option<String>,
 }
 
 /// One version of a volume as folders on the machine.

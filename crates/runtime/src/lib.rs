@@ -13,6 +13,7 @@
 
 pub mod fds;
 pub mod fdstore;
+pub mod fuse;
 pub mod gpus;
 mod guest;
 pub mod helper;
@@ -31,13 +32,15 @@ pub use helper_client::HelperRuntime;
 pub use runtime::{
     Ended, Finding, FindingState, LayerStats, Runtime, RuntimeError, StartError, StartTimings, Started, Usage,
 };
-pub use spec::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, Volume};
+pub use spec::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, Served, Volume};
 pub use volume_entry::{Collected, VolumeEntry, VolumeEntryKind};
 
 /// Layers of one container at most.
 pub const LAYERS_MAX: usize = 64;
 /// Binds of one container at most.
 pub const BINDS_MAX: usize = 32;
+/// Served mounts of one container at most.
+pub const SERVED_MAX: usize = 16;
 /// GPUs of one container at most.
 pub const GPUS_MAX: usize = 64;
 /// Files and folders of a driver that a container sees at most.

@@ -81,6 +81,10 @@ pub struct Started {
     pub control: OwnedFd,
     /// Its listening sockets in the order of the spec, not blocking.
     pub listeners: Vec<OwnedFd>,
+    /// The descriptors by which its served mounts are served, in the order of the spec.
+    pub served: Vec<OwnedFd>,
+    /// The host user that is its root.
+    pub root: u32,
     /// Variables that its programs need for its devices. What [`crate::gpus::LIBRARY_PATH`] holds comes behind
     /// what they have there already.
     pub env: Vec<(String, String)>,

@@ -20,6 +20,8 @@ pub struct ContainerSpec {
     pub binds: Vec<Bind>,
     /// The volumes in it; at most [`crate::VOLUMES_MAX`].
     pub volumes: Vec<Volume>,
+    /// What of its root a process of the server's serves; at most [`crate::SERVED_MAX`].
+    pub served: Vec<Served>,
     /// The names of the GPUs that it has, and nobody else; at most [`crate::GPUS_MAX`].
     pub gpus: Vec<String>,
     /// What it can reach.
@@ -46,6 +48,7 @@ impl ContainerSpec {
             layers,
             binds: Vec::new(),
             volumes: Vec::new(),
+            served: Vec::new(),
             gpus: Vec::new(),
             network: Network::Bridged,
             limits: Limits::default(),
@@ -110,6 +113,15 @@ pub struct Volume {
     pub sub_path: String,
     /// The trees, bottom first; 1 to [`crate::LAYERS_MAX`].
     pub trees: Vec<Layer>,
+}
+
+/// A file system that a process of the server's serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// The absolute path in the container.
+    pub target: String,
+    /// Whether it can't be written.
+    pub read_only: bool,
 }
 
 /// What a container can reach.

@@ -202,6 +202,7 @@ fn assignment(n: u64) -> Assignment {
             pids_max: 100,
             shm_bytes: 1 << 20,
         },
+        buckets: Vec::new(),
         gpus: Vec::new(),
         network: NetworkMode::Loopback,
         grace_ms: 60_000,

@@ -31,6 +31,10 @@ pub struct WorkerConfig {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+    /// The program that does as `fusermount` under that name: see [`evoke_runtime::fuse`].
+    pub fusermount: PathBuf,
+    /// Variables by which programs of this machine reach the network (proxies, authorities).
+    pub network_env: Vec<(String, String)>,
     /// Containers at most; further assignments are refused.
     pub containers_max: usize,
     /// Time between two looks at what each container uses.
@@ -45,6 +49,8 @@ impl WorkerConfig {
             spool_folder: data.join("spool"),
             uid,
             gid,
+            fusermount: PathBuf::from("/proc/self/exe"),
+            network_env: Vec::new(),
             containers_max: CONTAINERS_MAX,
             usage_interval: USAGE_INTERVAL,
         }

@@ -1,5 +1,6 @@
 //! Drives one container: carries the actions of its [`Lifecycle`] out and feeds it with what happens.
 
+use crate::buckets;
 use crate::fd_keeper::Part;
 use crate::lifecycle::{Action, Event, Exit, Known, Lifecycle, State};
 use crate::live::{Live, Parts};
@@ -132,6 +133,9 @@ impl Container {
             Outcome::Failed(error) => return Event::Failed(error),
             Outcome::Started(mut started) => {
                 self.device_env = std::mem::take(&mut started.env);
+                if let Err(error) = self.serve_buckets(&mut started) {
+                    return Event::Failed(error);
+                }
                 self.record.started_at = Some(self.shared.deps.clock.now());
                 if let Err(error) = self.open(started) {
                     return Event::Failed(Error::internal(format!("the container's descriptors: {error}")));
@@ -156,6 +160,19 @@ impl Container {
             }
         }
         Event::Spawned
+    }
+
+    /// Starts what serves its buckets, before any program of its can look there.
+    fn serve_buckets(&self, started: &mut Started) -> Result<(), Error> {
+        let Some(assignment) = &self.assignment else { return Ok(()) };
+        let config = &self.shared.config;
+        let task_folder = config.task_folder(assignment.task_id);
+        let served = std::mem::take(&mut started.served);
+        for (index, (bucket, served)) in assignment.buckets.iter().zip(served).enumerate() {
+            let folder = task_folder.join(format!("bucket-{index}"));
+            buckets::serve(config, bucket, &folder, started.root, served)?;
+        }
+        Ok(())
     }
 
     fn open(&mut self, started: Started) -> std::io::Result<()> {
@@ -201,6 +218,9 @@ impl Container {
             let folder = shared.config.task_folder(assignment.task_id);
             if let Err(error) = prepare::make_folder(&folder, &assignment) {
                 return Outcome::Failed(disk_error("making the container's folder", &error));
+            }
+            if let Err(error) = buckets::check(&shared.config, &assignment.buckets).await {
+                return Outcome::Failed(error);
             }
             let spec = prepare::container_spec(&shared.config, &assignment);
             let started = shared.deps.runtime.start(spec).await;
@@ -366,7 +386,12 @@ pub(crate) async fn remove(shared: &Shared, id: &str) -> Result<Ended, Error> {
     let mut pause = REMOVE_PAUSE;
     for attempt in 1.. {
         match shared.deps.runtime.destroy(id).await {
-            Ok(ended) => return Ok(ended),
+            Ok(ended) => {
+                if let Ok(task) = id.parse() {
+                    buckets::end(&shared.config.task_folder(task)).await;
+                }
+                return Ok(ended);
+            }
             Err(error) if attempt >= REMOVE_TRIES => {
                 tracing::error!(id, %error, "a container could not be removed; the next start tries again");
                 return Err(error.into());

@@ -14,6 +14,7 @@
 //! [`evoke_proto::worker::Worker`].
 
 mod adopt;
+mod buckets;
 mod config;
 mod container;
 mod fd_keeper;
@@ -31,6 +32,7 @@ mod usage;
 mod volumes;
 mod worker;
 
+pub use buckets::has_bucket_client;
 pub use config::{CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};
 pub use fd_keeper::FdKeeper;
 pub use worker::{Worker, WorkerDeps, WorkerHandle};

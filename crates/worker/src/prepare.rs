@@ -2,9 +2,9 @@
 
 use crate::config::{ARGUMENTS_FILE, CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};
 use crate::volumes::VolumeRecord;
-use evoke_proto::worker::{Assignment, LayerOwner, NetworkMode};
+use evoke_proto::worker::{Assignment, BucketMount, LayerOwner, NetworkMode};
 use evoke_runtime::gpus::LIBRARY_PATH;
-use evoke_runtime::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, ProcessSpec};
+use evoke_runtime::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, ProcessSpec, Served};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -72,6 +72,8 @@ pub(crate) fn container_spec(config: &WorkerConfig, assignment: &Assignment) -> 
     spec.volumes =
         volumes.map(|mount| VolumeRecord::of(mount).spec(0, &mount.view, (config.uid, config.gid))).collect();
     spec.gpus.clone_from(&assignment.gpus);
+    let served = |bucket: &BucketMount| Served { target: bucket.target.clone(), read_only: bucket.read_only };
+    spec.served = assignment.buckets.iter().map(served).collect();
     spec.network = match assignment.network {
         NetworkMode::Bridged => Network::Bridged,
         NetworkMode::Loopback => Network::Loopback,

@@ -124,6 +124,7 @@ fn assignment(n: u64) -> Assignment {
             pids_max: 100,
             shm_bytes: 1 << 20,
         },
+        buckets: Vec::new(),
         gpus: Vec::new(),
         network: NetworkMode::Loopback,
         grace_ms: LONG_MS,

@@ -54,6 +54,8 @@ def _processes(data: Path) -> list[str]:
         if pid == os.getpid():
             continue
         command = _read(f"/proc/{pid}/cmdline")
+        if command.split(b"\0")[0].endswith(b"rclone") and word in command:
+            found.append(f"process {pid} serves a bucket")
         if b"evoke" not in command.split(b"\0")[0]:
             continue
         if word in command.split(b"\0") or word in _read(f"/proc/{pid}/environ"):

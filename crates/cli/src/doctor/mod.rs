@@ -3,6 +3,7 @@
 //! What can be tried for real is tried (by the privileged helper where it needs root), not guessed from
 //! version numbers.
 
+mod buckets;
 mod client;
 mod containers;
 mod gpu;
@@ -67,6 +68,7 @@ pub(crate) fn run(data: Option<&Path>, json: bool) -> Result<ExitCode> {
     checks.extend(host::checks(&data));
     checks.extend(client::checks());
     checks.extend(gpu::checks(&data));
+    checks.push(buckets::check());
     if json {
         stdout::write(&(serde_json::to_string_pretty(&checks)? + "\n"))?;
     } else {

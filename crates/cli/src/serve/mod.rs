@@ -107,6 +107,10 @@ impl Roles {
         };
         let (uid, gid) = own_ids();
         let mut worker_config = WorkerConfig::new(data.path(), uid, gid);
+        worker_config.fusermount = std::env::current_exe().context("finding this program")?;
+        let names = names::PROXIES.into_iter().chain(names::NO_PROXY).chain(names::AUTHORITIES);
+        worker_config.network_env =
+            names.filter_map(|name| Some((name.to_owned(), names::read(name)?))).collect();
         if let Some(most) = launch.config.limits.containers_max {
             worker_config.containers_max = most as usize;
         }

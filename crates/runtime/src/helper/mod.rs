@@ -20,6 +20,7 @@ mod probe;
 mod record;
 pub(crate) mod request;
 mod rootfs;
+mod served;
 mod start;
 mod sys;
 mod validate;

@@ -80,11 +80,13 @@ pub(crate) struct Answer {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// Descriptors: pidfd, control socket.
+    /// Descriptors: pidfd, control socket, one per served mount.
     Started {
         timings: StartTimings,
         /// Variables that its programs need for its devices.
         env: Vec<(String, String)>,
+        /// The host user that is its root.
+        root: u32,
     },
     Ended(Ended),
     Ids(Vec<String>),

@@ -7,7 +7,7 @@ use super::net::{Slot, resolver};
 use super::record::{Process, Record};
 use super::request::Reply;
 use super::sys::{self, Step};
-use super::{Helper, devices, now, rootfs, validate};
+use super::{Helper, devices, now, rootfs, served, validate};
 use crate::{ContainerSpec, Owner, RuntimeError, StartTimings, fds};
 use evoke_guest::wire::{BindTarget, Setup, ToGuest, VolumeTarget};
 use rustix::fs::OFlags;
@@ -125,6 +125,13 @@ impl Helper {
             mounts.push(mount);
             targets.push(BindTarget { target: file.path.clone(), directory });
         }
+        let mut served = vec![pidfd, control];
+        for one in &spec.served {
+            let (mount, device) = served::mount(one, base)?;
+            mounts.push(mount);
+            served.push(device);
+            targets.push(BindTarget { target: one.target.clone(), directory: true });
+        }
         let links = spec.volumes.iter().map(|volume| volume.target.clone()).collect();
         self.note(&spec.id, |container| container.links = links);
         for volume in &spec.volumes {
@@ -133,9 +140,9 @@ impl Helper {
         timings.root_us = micros(mounting);
         let cgroup2 = parts.cgroup.is_some();
         let orders = Orders { binds: targets, links: devices.links, address, cgroup2 };
-        send_orders(spec, orders, control.as_fd(), &mounts)?;
+        send_orders(spec, orders, served[1].as_fd(), &mounts)?;
         timings.helper_us = micros(began);
-        Ok((Reply::Started { timings, env: devices.env }, vec![pidfd, control]))
+        Ok((Reply::Started { timings, env: devices.env, root: base }, served))
     }
 
     /// Leases and makes what the container needs, noting each at once so that it is given back.

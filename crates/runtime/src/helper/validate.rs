@@ -3,7 +3,7 @@
 use super::folders::is_plain_name;
 use crate::{
     BINDS_MAX, ContainerSpec, GPUS_MAX, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, Owner, RuntimeError,
-    VOLUMES_MAX, Volume,
+    SERVED_MAX, VOLUMES_MAX, Volume,
 };
 
 /// Memory a container may be limited to at least, in bytes; with less its init cannot start.
@@ -48,6 +48,17 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         target(&bind.target)?;
         require(bind.owner != Owner::Canonical || bind.read_only, || {
             format!("{} would be a layer that can be written", printable(&bind.target))
+        })?;
+    }
+    require(spec.served.len() <= SERVED_MAX, || format!("more than {SERVED_MAX} served mounts"))?;
+    for (index, one) in spec.served.iter().enumerate() {
+        target(&one.target)?;
+        // What is mounted inside would wait for a process that serves only later.
+        let others = spec.served[..index].iter().map(|other| &other.target);
+        let others = others.chain(spec.binds.iter().map(|bind| &bind.target));
+        let mut others = others.chain(spec.volumes.iter().map(|volume| &volume.target));
+        require(others.all(|other| !inside(other, &one.target) && !inside(&one.target, other)), || {
+            format!("the mount at {} would lie inside another one or hold one", printable(&one.target))
         })?;
     }
     require(spec.gpus.len() <= GPUS_MAX, || format!("more than {GPUS_MAX} GPUs"))?;
@@ -142,7 +153,7 @@ pub(super) fn target(path: &str) -> Result<(), RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bind, Layer};
+    use crate::{Bind, Layer, Served};
 
     fn valid() -> ContainerSpec {
         ContainerSpec::new("ta-1", vec![Layer { path: "/d/layers/x".into(), owner: Owner::Canonical }])
@@ -161,6 +172,13 @@ mod tests {
             |s| s.id = "../x".to_owned(),
             |s| s.id = String::new(),
             |s| s.gpus = vec!["../x".to_owned()],
+            |s| s.served = vec![Served { target: "/proc/x".to_owned(), read_only: true }],
+            |s| {
+                s.served = vec![
+                    Served { target: "/a".to_owned(), read_only: true },
+                    Served { target: "/a/b".to_owned(), read_only: true },
+                ]
+            },
             |s| s.gpus = vec!["0".to_owned(); GPUS_MAX + 1],
             |s| s.id = ".trash".to_owned(),
             |s| s.id = "a\n".to_owned(),

@@ -140,7 +140,15 @@ impl Runtime for FakeRuntime {
         let socket = AsyncSocket::new(theirs).map_err(step)?;
         let guest = tokio::task::spawn(guest.serve(socket, alive));
         self.state().containers.insert(id, Container { guest });
-        Ok(Started { pidfd, control, listeners, env: Vec::new(), timings: StartTimings::default() })
+        Ok(Started {
+            pidfd,
+            control,
+            listeners,
+            served: Vec::new(),
+            root: 0,
+            env: Vec::new(),
+            timings: StartTimings::default(),
+        })
     }
 
     async fn destroy(&self, id: &str) -> Result<Ended, RuntimeError> {
