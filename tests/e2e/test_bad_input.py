@@ -94,6 +94,42 @@ def test_what_does_not_exist_is_not_found_by_its_name(client: Client) -> None:
     assert "error" in run["no id"], run["no id"]
 
 
+def test_a_pickled_function_needs_the_python_that_pickled_it(client: Client) -> None:
+    program = client.write(
+        "pickled.py",
+        """
+        import modal.client
+        metadata = modal.client._get_metadata
+
+        def two():
+            return 2
+
+        class Three:
+            @modal.method()
+            def three(self):
+                return 3
+
+        def run(call, client=None):
+            app = modal.App("pickled")
+            function = app.function(serialized=True)(two)
+            model = app.cls(serialized=True)(Three)
+            with app.run(client=client):
+                return call(function, model)
+
+        report("same", run(lambda function, model: [function.remote(), model().three.remote()]))
+        # This interpreter, said to be another.
+        modal.client._get_metadata = lambda *args: metadata(*args) | {"x-modal-python-version": "3.99.1"}
+        token = os.environ["MODAL_TOKEN_ID"], os.environ["MODAL_TOKEN_SECRET"]
+        report("other", attempt(run, lambda *_: None, modal.Client.from_credentials(*token)))
+        """,
+    )
+    run = client.start(sys.executable, str(program)).end().ok()
+    assert run["same"] == [2, 3]
+    error = run["other"]["error"]
+    assert "InvalidError" in run["other"]["kinds"]
+    assert "serialized by Python 3.99" in error and 'python_version="3.99"' in error
+
+
 def test_a_function_that_the_app_lacks(client: Client) -> None:
     client.write("healthy.py", HEALTHY)
     run = client.modal("run", "healthy.py::nothing_like_it").failed()

@@ -36,6 +36,7 @@ impl Control {
         let definition = Definition::from_create_request(&body, &request)?;
         let now = self.now();
         let fit = self.judge(&context, &definition, now)?;
+        self.check_python(&context, &definition).await?;
         let id = match request.existing_function_id.as_str() {
             "" => FunctionId::new(now, &mut *self.entropy()),
             existing => parse_id(existing)?,
@@ -117,6 +118,26 @@ impl Control {
             context.warn(format!("{name}: {ignored}"));
         }
         Ok(fit)
+    }
+
+    /// Refuses a pickled function whose image cannot read it: it holds bytecode of the interpreter that pickled it,
+    /// and another minor version fails on it in ways that nobody understands, or crashes.
+    async fn check_python(&self, context: &CallContext, definition: &Definition) -> Result<(), Status> {
+        let function = &definition.function;
+        let pickled = function.definition_type() == api::function::DefinitionType::Serialized;
+        let local = context.header("x-modal-python-version").and_then(python_minor);
+        let (true, Some(local)) = (pickled, local) else { return Ok(()) };
+        // An image that is not there is told of where it is needed.
+        let Ok(image) = self.built_image(parse_id(&function.image_id)?).await else { return Ok(()) };
+        match python_minor(&image.python) {
+            Some(there) if there != local => Err(Status::invalid(format!(
+                "'{}' is serialized by Python {local} and cannot run in its image, which has Python {there}. Take an \
+                 image with Python {local}, such as modal.Image.debian_slim(python_version=\"{local}\"), or run \
+                 this program with Python {there}, or leave out serialized=True",
+                function.function_name
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Gives a function to the scheduler: from now on its calls run.
@@ -243,6 +264,13 @@ impl Control {
             _ => self.variant(&base, row.id, &request.serialized_params, Arc::new(options)),
         }
     }
+}
+
+/// Major and minor of a version, such as `3.12`.
+fn python_minor(version: &str) -> Option<&str> {
+    let (second_dot, _) = version.match_indices('.').nth(1).unwrap_or((version.len(), ""));
+    let minor = &version[..second_dot];
+    minor.contains('.').then_some(minor)
 }
 
 /// A function as it is stored: `body` is what was asked for, `variant` what tells a variant from others.
