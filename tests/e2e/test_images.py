@@ -1,5 +1,6 @@
 """Images: every kind of step, what is cached, what a failure says, and bases from a registry."""
 
+import json
 import os
 import sys
 from secrets import token_hex
@@ -247,6 +248,50 @@ def test_a_failing_build_shows_its_log_and_line_and_is_not_cached(client: Client
         # The command itself, and how it ended.
         assert "cat /nowhere-$E2E_TOKEN" in run.flat, run.describe()
         assert "7" in run.flat.rsplit("exit", 1)[-1] or "status 7" in run.flat, run.describe()
+
+
+def test_a_published_image_is_found_by_its_name_with_its_log(client: Client) -> None:
+    publish = """
+        token = os.environ.get("E2E_TOKEN", "")
+        built = modal.Image.debian_slim().env({"E2E_TOKEN": token}).run_commands("echo made-$E2E_TOKEN | tee /made")
+        failing = built.run_commands("echo woe-$E2E_TOKEN; exit 3")
+        app = modal.App("publish")
+
+        @app.local_entrypoint()
+        def main():
+            built.build(app)
+            built.publish(f"e2e-{token}:one")
+            built.publish(f"e2e-{token}")
+            report("log", [entry.message for entry in built.logs.fetch()])
+            report("chain", [entry.message for entry in built.logs.fetch(layers=None)])
+            report("failed", attempt(failing.build, app))
+            report("woe", [entry.message for entry in failing.logs.tail(1)])
+        """
+    use = """
+        app = modal.App("named", image=modal.Image.from_name(f"e2e-{os.environ.get('E2E_TOKEN')}:one"))
+
+        @app.function()
+        def made():
+            return open("/made").read()
+
+        @app.local_entrypoint()
+        def main():
+            report("made", made.remote())
+        """
+    token = token_hex(8)
+    run = client.program(publish, env={"E2E_TOKEN": token}).ok()
+    assert client.program(use, env={"E2E_TOKEN": token}).ok()["made"] == f"made-{token}\n"
+    assert any(f"made-{token}" in line for line in run["log"]), run["log"]
+    assert len(run["chain"]) > len(run["log"])
+    assert run["failed"]["kinds"][0] == "ImageBuildError"
+    assert run["woe"] == [f"woe-{token}\n"]
+    listed = json.loads(client.modal("image", "names", "list", "--json", "--prefix", f"e2e-{token}").ok().stdout)
+    assert [item["tag"] for item in listed] == [f"e2e-{token}:latest", f"e2e-{token}:one"]
+    image = listed[0]["image_id"]
+    assert f"made-{token}" in client.modal("image", "logs", image).ok().stdout
+    client.modal("image", "names", "delete", f"e2e-{token}:one", "--yes").ok()
+    gone = client.modal("image", "names", "delete", f"e2e-{token}:one", "--yes").failed()
+    assert "There is no image named" in gone.flat, gone.describe()
 
 
 def test_a_failing_build_function_shows_its_traceback(client: Client) -> None:

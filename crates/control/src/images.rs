@@ -1,79 +1,19 @@
 //! Images: the same recipe is the same image; what is not built yet is built once, however many ask.
 
+use crate::image_logs::{Build, CUT_OFF, Outcome, unreadable};
 use crate::invocations::call_without_arguments;
 use crate::ports::{BuildRequest, BuiltImage};
 use crate::results::client_item;
 use crate::{Control, blocking, parse_id, stored};
-use evoke_core::{Error, FunctionId, ImageId};
+use evoke_core::{Error, FunctionId, ImageId, TaskId};
 use evoke_engine::{CallType, Invocation, MapRequest, NewInput, ResultStatus};
-use evoke_proto::{BoxStream, CallContext, Code, Status, api};
+use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::{Grade, ImageRow, ImageState, ImageWrite};
-use futures::StreamExt;
 use prost::Message;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::sync::watch;
+use std::sync::Arc;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
-
-/// Pieces of a build's log that are kept for those who join late; the oldest go first.
-const LOG_PIECES_MAX: usize = 20_000;
-/// Pieces in one message to a client.
-const LOG_PIECES_PER_MESSAGE: usize = 256;
-/// The longest that one log stream is held (seconds), whatever the client asks for.
-const STREAM_SECS_MAX: f32 = 60.0;
-
-/// Builds that run or ended a short while ago, by image.
-#[derive(Default)]
-pub(crate) struct Builds(Mutex<HashMap<ImageId, Arc<Build>>>);
-
-/// One build with its log, for all who watch it.
-pub(crate) struct Build {
-    log: Mutex<Vec<(i32, String, f64)>>,
-    /// Pieces logged so far, and whether the build has ended.
-    progress: watch::Sender<(usize, bool)>,
-    outcome: Mutex<Option<Result<BuiltImage, Error>>>,
-}
-
-impl Build {
-    fn new() -> Self {
-        Self { log: Mutex::default(), progress: watch::channel((0, false)).0, outcome: Mutex::default() }
-    }
-
-    fn write(&self, fd: i32, text: &str, at: f64) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        if log.len() < LOG_PIECES_MAX {
-            log.push((fd, text.to_string(), at));
-        }
-        let count = log.len();
-        drop(log);
-        self.progress.send_modify(|progress| progress.0 = count);
-    }
-
-    fn end(&self, outcome: Result<BuiltImage, Error>) {
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        self.progress.send_modify(|progress| progress.1 = true);
-    }
-
-    fn outcome(&self) -> Option<Result<BuiltImage, Error>> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn pieces(&self, from: usize) -> Vec<api::TaskLogs> {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let pieces = log.iter().skip(from).take(LOG_PIECES_PER_MESSAGE);
-        pieces
-            .map(|(fd, text, at)| api::TaskLogs {
-                data: text.clone(),
-                file_descriptor: *fd,
-                timestamp: *at,
-                timestamp_ns: (*at * 1e9) as u64,
-                ..Default::default()
-            })
-            .collect()
-    }
-}
 
 impl Control {
     pub(crate) async fn image_get_or_create(
@@ -107,12 +47,13 @@ impl Control {
             _ => ImageId::new(self.now(), &mut *self.entropy()),
         };
         let now = self.now();
+        let builder = TaskId::new(now, &mut *self.entropy());
         let row = ImageRow {
             id,
             recipe_digest: if apart { format!("{digest}:{id}") } else { digest },
             state: ImageState::Building,
             built: String::new(),
-            build_log: None,
+            builder: Some(builder),
             error: String::new(),
             created_at: now,
             updated_at: now,
@@ -120,8 +61,12 @@ impl Control {
             metadata: Vec::new(),
         };
         let reply = api::ImageGetOrCreateResponse { image_id: id.to_string(), ..Default::default() };
-        if self.begin_build(&row, request, version) {
+        if let Some(build) = self.builds.begin(id, builder) {
+            let (known, begin) = oneshot::channel();
+            self.run_build(build, row.clone(), request, version, begin);
             self.commit(&context, vec![ImageWrite::Put(row).into()], Grade::Synced, &reply).await?;
+            // It waits for this as long as the server lives.
+            let _ = known.send(());
         }
         Ok(reply)
     }
@@ -142,54 +87,61 @@ impl Control {
         Ok(image)
     }
 
-    /// Starts the build of `row` unless one runs. Whether it did.
-    fn begin_build(
+    /// Runs a build once it is stored that there is one: its end must not be stored before its beginning.
+    fn run_build(
         self: &Arc<Self>,
-        row: &ImageRow,
+        build: Arc<Build>,
+        row: ImageRow,
         request: api::ImageGetOrCreateRequest,
         version: String,
-    ) -> bool {
-        let build = Arc::new(Build::new());
-        {
-            let mut builds = self.builds.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if builds.get(&row.id).is_some_and(|running| running.outcome().is_none()) {
-                return false;
-            }
-            builds.insert(row.id, build.clone());
-        }
-        let row = row.clone();
+        begin: oneshot::Receiver<()>,
+    ) {
         self.spawn("image-build", move |control| async move {
-            let started = Instant::now();
-            let outcome = control.build_image(&row, request, version, build.clone()).await;
-            let outcome = outcome.map_err(|status| Error::new(code_of(status.code), status.message));
-            if let Err(error) = control.record_build(row, &outcome).await {
-                tracing::error!(%error, "could not record the end of a build");
+            if begin.await.is_err() {
+                // Who asked for it could not be answered, and asks again.
+                return control.builds.end(row.id, Err(Error::precondition(CUT_OFF)));
             }
+            let started = Instant::now();
+            let work = control.build_image(&row, request, version, build.clone());
+            let outcome = build.recorded(&control, work).await;
+            let outcome = outcome.map_err(|status| Error::new(code_of(status.code), status.message));
             tracing::debug!(ok = outcome.is_ok(), ms = started.elapsed().as_millis() as u64, "build ended");
-            build.end(outcome);
+            let id = row.id;
+            let told = match control.record_build(row, outcome).await {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    tracing::error!(%error, "could not record the end of a build");
+                    Err(Error::new(code_of(error.code), error.message))
+                }
+            };
+            control.builds.end(id, told);
         });
-        true
     }
 
+    /// Stores how a build ended, and says it for those who wait.
     async fn record_build(
         &self,
         mut row: ImageRow,
-        outcome: &Result<BuiltImage, Error>,
-    ) -> Result<(), Status> {
+        outcome: Result<BuiltImage, Error>,
+    ) -> Result<Outcome, Status> {
         row.updated_at = self.now();
-        match outcome {
+        let told = match outcome {
             Ok(built) => {
+                let metadata = metadata_of(&built);
                 row.state = ImageState::Ready;
                 row.built =
-                    serde_json::to_string(built).map_err(|error| Status::internal(error.to_string()))?;
-                row.metadata = metadata_of(built).encode_to_vec();
+                    serde_json::to_string(&built).map_err(|error| Status::internal(error.to_string()))?;
+                row.metadata = metadata.encode_to_vec();
+                Ok(metadata)
             }
             Err(error) => {
                 row.state = ImageState::Failed;
                 row.error = error.to_string();
+                Err(error)
             }
-        }
-        self.submit(vec![ImageWrite::Put(row).into()], Grade::Synced).await
+        };
+        self.submit(vec![ImageWrite::Put(row).into()], Grade::Synced).await?;
+        Ok(told)
     }
 
     async fn build_image(
@@ -208,7 +160,7 @@ impl Control {
         let clock = self.clock.clone();
         let log = {
             let build = build.clone();
-            move |fd: i32, text: &str| build.write(fd, text, clock.now().as_secs_f64())
+            move |fd: i32, text: &str| build.write(fd, text, clock.now())
         };
         if image.build_function.is_some() || !request.build_function_id.is_empty() {
             let base = bases.into_iter().next().map(|(_, built)| built);
@@ -285,17 +237,26 @@ impl Control {
         }
     }
 
-    /// The built image with this id.
-    pub(crate) async fn built_image(&self, id: ImageId) -> Result<BuiltImage, Status> {
+    /// The stored image with this id.
+    pub(crate) async fn image_row(&self, id: ImageId) -> Result<ImageRow, Status> {
         let row = self.store.images().by_id(id).await.map_err(stored)?;
-        let row = row.ok_or_else(|| {
+        row.ok_or_else(|| {
             Status::not_found(format!(
                 "The image {id} does not exist on this server. Run the app again to build it"
             ))
-        })?;
+        })
+    }
+
+    /// The built image with this id.
+    pub(crate) async fn built_image(&self, id: ImageId) -> Result<BuiltImage, Status> {
+        let row = self.ready_image(id).await?;
+        serde_json::from_str(&row.built).map_err(|error| unreadable(id, error))
+    }
+
+    async fn ready_image(&self, id: ImageId) -> Result<ImageRow, Status> {
+        let row = self.image_row(id).await?;
         match row.state {
-            ImageState::Ready => serde_json::from_str(&row.built)
-                .map_err(|error| Status::new(Code::DataLoss, format!("stored image {id}: {error}"))),
+            ImageState::Ready => Ok(row),
             ImageState::Building => {
                 Err(Status::new(Code::FailedPrecondition, format!("The image {id} is still being built")))
             }
@@ -306,82 +267,19 @@ impl Control {
         }
     }
 
-    pub(crate) async fn image_join_streaming(
-        self: Arc<Self>,
-        _context: CallContext,
-        request: api::ImageJoinStreamingRequest,
-    ) -> Result<BoxStream<Result<api::ImageJoinStreamingResponse, Status>>, Status> {
-        let id: ImageId = parse_id(&request.image_id)?;
-        let running = self.builds.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
-        let build = match running {
-            Some(build) => build,
-            None => self.build_from_store(id).await?,
-        };
-        let from = request.last_entry_id.parse().unwrap_or(0);
-        let hold = Duration::from_secs_f32(request.timeout.clamp(0.0, STREAM_SECS_MAX));
-        let deadline = Instant::now() + hold;
-        let state = (build.clone(), build.progress.subscribe(), from, false);
-        let stream = futures::stream::unfold(state, move |(build, mut progress, from, over)| async move {
-            if over {
-                return None;
-            }
-            // An ended build's outcome is read before its log, so that the last piece cannot be missed.
-            let wait = progress.wait_for(|(count, ended)| *count > from || *ended);
-            if tokio::time::timeout_at(deadline, wait).await.is_err() {
-                return None;
-            }
-            let outcome = build.outcome();
-            let pieces = build.pieces(from);
-            let next = from + pieces.len();
-            let mut message = api::ImageJoinStreamingResponse {
-                task_logs: pieces,
-                entry_id: next.to_string(),
-                ..Default::default()
-            };
-            let over = message.task_logs.is_empty() && outcome.is_some();
-            if let Some(outcome) = outcome.filter(|_| over) {
-                message.result = Some(result_of(&outcome));
-                message.metadata = outcome.ok().as_ref().map(metadata_of);
-                message.eof = true;
-            }
-            Some((Ok(message), (build, progress, next, over)))
-        });
-        Ok(stream.boxed())
-    }
-
-    /// A build that ended before this server started; one that was cut off then is told as failed, so that
-    /// the client asks for it again.
-    async fn build_from_store(&self, id: ImageId) -> Result<Arc<Build>, Status> {
-        let row = self.store.images().by_id(id).await.map_err(stored)?;
-        let row = row.ok_or_else(|| Status::not_found(format!("There is no image {id}")))?;
-        let build = Build::new();
-        build.end(match row.state {
-            ImageState::Ready => serde_json::from_str(&row.built)
-                .map_err(|error| Error::internal(format!("stored image: {error}"))),
-            ImageState::Failed => Err(Error::precondition(row.error)),
-            ImageState::Building => Err(Error::precondition(
-                "The build was cut off by a restart of the server. Run the app again",
-            )),
-        });
-        Ok(Arc::new(build))
-    }
-
     pub(crate) async fn image_from_id(
         self: Arc<Self>,
         _context: CallContext,
         request: api::ImageFromIdRequest,
     ) -> Result<api::ImageFromIdResponse, Status> {
-        let built = self.built_image(parse_id(&request.image_id)?).await?;
-        Ok(api::ImageFromIdResponse { image_id: request.image_id, metadata: Some(metadata_of(&built)) })
+        let row = self.ready_image(parse_id(&request.image_id)?).await?;
+        Ok(api::ImageFromIdResponse { image_id: request.image_id, metadata: Some(stored_metadata(&row)?) })
     }
 
     /// Marks builds that a restart cut off as failed, at start.
     pub(crate) async fn end_cut_off_builds(&self) -> Result<(), Status> {
         for row in self.store.images().building().await.map_err(stored)? {
-            let cut = Err(Error::precondition(
-                "The build was cut off by a restart of the server. Run the app again",
-            ));
-            self.record_build(row, &cut).await?;
+            let _told = self.record_build(row, Err(Error::precondition(CUT_OFF))).await?;
         }
         // Nothing else is needed: layers are renamed into place whole or swept.
         blocking(|| Ok::<_, Error>(())).await
@@ -405,28 +303,21 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn ready_reply(row: &ImageRow) -> Result<api::ImageGetOrCreateResponse, Status> {
-    let metadata = api::ImageMetadata::decode(row.metadata.as_slice())
-        .map_err(|error| Status::new(Code::DataLoss, format!("stored image {}: {error}", row.id)))?;
+    let status = api::generic_result::GenericStatus::Success as i32;
     Ok(api::ImageGetOrCreateResponse {
         image_id: row.id.to_string(),
-        result: Some(success()),
-        metadata: Some(metadata),
+        result: Some(api::GenericResult { status, ..Default::default() }),
+        metadata: Some(stored_metadata(row)?),
     })
 }
 
-fn success() -> api::GenericResult {
-    api::GenericResult { status: api::generic_result::GenericStatus::Success as i32, ..Default::default() }
+fn stored_metadata(row: &ImageRow) -> Result<api::ImageMetadata, Status> {
+    api::ImageMetadata::decode(row.metadata.as_slice()).map_err(|error| unreadable(row.id, error))
 }
 
-fn result_of(outcome: &Result<BuiltImage, Error>) -> api::GenericResult {
-    match outcome {
-        Ok(_) => success(),
-        Err(error) => api::GenericResult {
-            status: api::generic_result::GenericStatus::Failure as i32,
-            exception: error.to_string(),
-            ..Default::default()
-        },
-    }
+/// What a stored image was asked for as.
+pub(crate) fn parse_request(row: &ImageRow) -> Result<api::ImageGetOrCreateRequest, Status> {
+    api::ImageGetOrCreateRequest::decode(row.recipe.as_slice()).map_err(|error| unreadable(row.id, error))
 }
 
 fn metadata_of(built: &BuiltImage) -> api::ImageMetadata {
@@ -436,7 +327,7 @@ fn metadata_of(built: &BuiltImage) -> api::ImageMetadata {
         workdir: text(&built.workdir),
         libc_version_info: text(&built.libc),
         image_builder_version: text(&built.builder_version),
-        ..Default::default()
+        python_packages: built.packages.iter().cloned().collect(),
     }
 }
 

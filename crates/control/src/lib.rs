@@ -22,6 +22,8 @@ mod environments;
 mod explain;
 mod functions;
 mod gpus;
+mod image_logs;
+mod image_names;
 mod images;
 mod invocations;
 mod last_writes;
@@ -143,7 +145,7 @@ pub struct Control {
     pub(crate) schedules: schedules::Schedules,
     /// Held while what an app consists of is changed.
     pub(crate) publishing: tokio::sync::Mutex<()>,
-    pub(crate) builds: images::Builds,
+    pub(crate) builds: image_logs::Builds,
     pub(crate) commits: reports::Commits,
     pub(crate) polls: containers::Polls,
     pub(crate) volumes: volumes::State,
@@ -199,7 +201,7 @@ impl Control {
             registry: registry::Registry::default(),
             schedules: schedules::Schedules::default(),
             publishing: tokio::sync::Mutex::default(),
-            builds: images::Builds::default(),
+            builds: image_logs::Builds::default(),
             commits: reports::Commits::default(),
             polls: containers::Polls::default(),
             volumes: volumes::State::default(),

@@ -5,7 +5,7 @@ use crate::{Control, parse_id, stored};
 use evoke_core::id::ParseIdError;
 use evoke_core::{AppId, Phase, TaskId, UnixMs};
 use evoke_proto::{CallContext, Status, api};
-use evoke_store::logs::{Filter, RANGE_ENTRIES_MAX, TimeRange, Wanted};
+use evoke_store::logs::{RANGE_ENTRIES_MAX, TimeRange, Wanted};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -24,15 +24,14 @@ impl Control {
             lines @ 1..RANGE_ENTRIES_MAX => Wanted::Lines(lines),
             _ => Wanted::Everything,
         };
-        let filter = Filter {
-            task: chosen(&request.task_id)?,
-            functions: self.functions_meant(&request.function_id, &request.parametrized_function_id)?,
-            call: chosen(&request.function_call_id)?,
-            input: None,
-            fd: descriptor(request.source),
-            text: (!request.search_text.is_empty()).then_some(request.search_text),
-        };
-        let found = self.logs.read_range(app.into(), time, filter, wanted).await.map_err(stored)?;
+        let (stream, mut filter) = self.log_source(app, chosen(&request.task_id)?).await?;
+        filter
+            .functions
+            .extend(self.functions_meant(&request.function_id, &request.parametrized_function_id)?);
+        filter.call = chosen(&request.function_call_id)?;
+        filter.fd = descriptor(request.source);
+        filter.text = (!request.search_text.is_empty()).then_some(request.search_text);
+        let found = self.logs.read_range(stream, time, filter, wanted).await.map_err(stored)?;
         Ok(api::AppFetchLogsResponse { batches: batches(found.entries) })
     }
 
@@ -43,16 +42,15 @@ impl Control {
     ) -> Result<api::AppCountLogsResponse, Status> {
         let app: AppId = parse_id(&request.app_id)?;
         let time = span(request.since, request.until);
-        let filter = Filter {
-            task: chosen(&request.task_id)?,
-            functions: self.functions_meant(&request.function_id, &request.parametrized_function_id)?,
-            call: chosen(&request.function_call_id)?,
-            input: None,
-            fd: descriptor(request.source),
-            text: (!request.search_text.is_empty()).then_some(request.search_text),
-        };
+        let (stream, mut filter) = self.log_source(app, chosen(&request.task_id)?).await?;
+        filter
+            .functions
+            .extend(self.functions_meant(&request.function_id, &request.parametrized_function_id)?);
+        filter.call = chosen(&request.function_call_id)?;
+        filter.fd = descriptor(request.source);
+        filter.text = (!request.search_text.is_empty()).then_some(request.search_text);
         let bucket_ns = u64::from(request.bucket_secs.max(1)) * SECOND_NS;
-        let counted = self.logs.count(app.into(), time, filter, bucket_ns).await.map_err(stored)?;
+        let counted = self.logs.count(stream, time, filter, bucket_ns).await.map_err(stored)?;
         let buckets = counted.into_iter().map(|bucket| api::app_count_logs_response::LogBucket {
             bucket_start_at: Some(timestamp(bucket.start_ns)),
             stdout_logs: bucket.stdout,

@@ -324,7 +324,7 @@ pub(crate) fn batches(entries: Vec<LogEntry>) -> Vec<api::TaskLogsBatch> {
     batches
 }
 
-fn log_item(entry: &LogEntry) -> api::TaskLogs {
+pub(crate) fn log_item(entry: &LogEntry) -> api::TaskLogs {
     api::TaskLogs {
         data: String::from_utf8_lossy(&entry.data).into_owned(),
         timestamp: entry.at_ns as f64 / 1e9,

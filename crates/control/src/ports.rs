@@ -51,6 +51,9 @@ pub struct BuiltImage {
     pub libc: String,
     /// The builder version that it was made with.
     pub builder_version: String,
+    /// Python packages in it, by name and version; not stored a second time: `spec` has them.
+    #[serde(skip)]
+    pub packages: Vec<(String, String)>,
     /// What the builder itself needs to build on top of it; opaque here.
     pub spec: String,
 }

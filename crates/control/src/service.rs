@@ -26,7 +26,7 @@ fn alive(me: &Weak<Control>) -> Result<Arc<Control>, Status> {
 
 /// The dispatcher over all handlers of `me`.
 pub(crate) fn dispatcher(me: Weak<Control>) -> Dispatcher {
-    let builder = data(unary(Dispatcher::builder(), &me), &me);
+    let builder = images(data(unary(Dispatcher::builder(), &me), &me), &me);
     streams(volumes(builder, &me), &me).build()
 }
 
@@ -84,8 +84,6 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         FunctionPutOutputs => function_put_outputs,
         FunctionRetryInputs => function_retry_inputs,
         FunctionUpdateSchedulingParams => function_update_scheduling_params,
-        ImageFromId => image_from_id,
-        ImageGetOrCreate => image_get_or_create,
         MountBatchedCheckExistence => mount_batched_check_existence,
         MountGetOrCreate => mount_get_or_create,
         MountPutFile => mount_put_file,
@@ -139,6 +137,21 @@ fn data(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         WorkspaceNameLookup => workspace_name_lookup,
         WorkspaceSetDefaultEnvironment => workspace_set_default_environment,
         WorkspaceSettings => workspace_settings,
+    });
+    builder
+}
+
+fn images(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
+    serve!(builder, me, {
+        ImageBuildChainGet => image_build_chain_get,
+        ImageDelete => image_delete,
+        ImageFromId => image_from_id,
+        ImageGetByTag => image_get_by_tag,
+        ImageGetOrCreate => image_get_or_create,
+        ImageListTags => image_list_tags,
+        ImageNameDelete => image_name_delete,
+        ImagePublish => image_publish,
+        ImageTagRevisions => image_tag_revisions,
     });
     builder
 }

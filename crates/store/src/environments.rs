@@ -37,7 +37,7 @@ pub struct EnvironmentRow {
 pub enum EnvironmentWrite {
     /// Makes it, or replaces what is stored under its id.
     Put(EnvironmentRow),
-    /// Marks it as deleted, with all secrets, dictionaries and queues in it; its name is free again. Its apps
+    /// Marks it as deleted, with all secrets, dictionaries, queues and names of images in it; its name is free again. Its apps
     /// must be stopped before.
     Delete {
         /// Which.
@@ -67,6 +67,7 @@ impl EnvironmentWrite {
             )?,
             Self::Delete { id, at } => {
                 crate::objects::delete_of_environment(conn, *id)?;
+                crate::image_names::delete_of_environment(conn, *id)?;
                 exec(conn, "DELETE FROM secrets WHERE environment_id = ?1", [id.to_string()])?;
                 exec(
                     conn,

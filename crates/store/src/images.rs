@@ -1,8 +1,8 @@
 //! Images: what they were asked as, how far their build is, and what a container of theirs needs.
 
-use crate::sql::{exec, id, int, many, ms, one};
+use crate::sql::{exec, id, int, many, ms, one, opt_id, opt_text};
 use crate::{Store, StoreError};
-use evoke_core::{ImageId, UnixMs};
+use evoke_core::{ImageId, TaskId, UnixMs};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, params};
 
@@ -16,9 +16,14 @@ CREATE TABLE images (
 CREATE INDEX images_by_recipe ON images (recipe_digest);
 CREATE INDEX images_building ON images (id) WHERE state = 0;
 ";
+/// Finds the build that a container id of a build's log stands for.
+pub(crate) const BUILDERS: &str = "
+ALTER TABLE images RENAME COLUMN build_log TO builder;
+CREATE INDEX images_by_builder ON images (builder) WHERE builder IS NOT NULL;
+";
 
 const COLUMNS: &str =
-    "id, recipe_digest, state, built, build_log, error, created_at, updated_at, recipe, metadata";
+    "id, recipe_digest, state, built, builder, error, created_at, updated_at, recipe, metadata";
 
 /// How far the build of an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +68,8 @@ pub struct ImageRow {
     pub state: ImageState,
     /// What its containers need (layers, environment, Python), as control encodes it; empty until it is ready.
     pub built: String,
-    /// Where its build log is kept.
-    pub build_log: Option<String>,
+    /// Names its latest build in its log, as the id of a container that built it would.
+    pub builder: Option<TaskId>,
     /// Why the build failed; empty otherwise.
     pub error: String,
     /// When it was first asked for.
@@ -82,7 +87,7 @@ pub struct ImageRow {
 pub enum ImageWrite {
     /// Makes it, or replaces what is stored under its id.
     Put(ImageRow),
-    /// Forgets it.
+    /// Forgets it, and what it was published as.
     Delete {
         /// Which.
         id: ImageId,
@@ -93,7 +98,10 @@ impl ImageWrite {
     pub(crate) fn apply(&self, conn: &Connection) -> rusqlite::Result<()> {
         match self {
             Self::Put(row) => put(conn, row)?,
-            Self::Delete { id } => exec(conn, "DELETE FROM images WHERE id = ?1", [id.to_string()])?,
+            Self::Delete { id } => {
+                crate::image_names::delete_of_image(conn, *id)?;
+                exec(conn, "DELETE FROM images WHERE id = ?1", [id.to_string()])?
+            }
         };
         Ok(())
     }
@@ -102,11 +110,11 @@ impl ImageWrite {
 fn put(conn: &Connection, row: &ImageRow) -> rusqlite::Result<usize> {
     exec(
         conn,
-        "INSERT INTO images (id, recipe_digest, state, built, build_log, error,
+        "INSERT INTO images (id, recipe_digest, state, built, builder, error,
            created_at, updated_at, recipe, metadata)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
          ON CONFLICT (id) DO UPDATE SET recipe_digest = excluded.recipe_digest, state = excluded.state,
-           built = excluded.built, build_log = excluded.build_log,
+           built = excluded.built, builder = excluded.builder,
            error = excluded.error, updated_at = excluded.updated_at, recipe = excluded.recipe,
            metadata = excluded.metadata",
         params![
@@ -114,7 +122,7 @@ fn put(conn: &Connection, row: &ImageRow) -> rusqlite::Result<usize> {
             row.recipe_digest,
             row.state,
             row.built,
-            row.build_log,
+            opt_text(&row.builder),
             row.error,
             int(row.created_at),
             int(row.updated_at),
@@ -147,6 +155,12 @@ impl Images<'_> {
         self.0.read(move |conn| many(conn, &sql, [], from_row)).await
     }
 
+    /// The one whose latest build is named so in its log.
+    pub async fn by_builder(&self, builder: TaskId) -> Result<Option<ImageRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE builder = ?1");
+        self.0.read(move |conn| one(conn, &sql, [builder.to_string()], from_row)).await
+    }
+
     /// The newest `limit` images, newest first.
     pub async fn recent(&self, limit: u32) -> Result<Vec<ImageRow>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM images ORDER BY id DESC LIMIT ?1");
@@ -160,7 +174,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         recipe_digest: row.get(1)?,
         state: row.get(2)?,
         built: row.get(3)?,
-        build_log: row.get(4)?,
+        builder: opt_id(row, 4)?,
         error: row.get(5)?,
         created_at: ms(row, 6)?,
         updated_at: ms(row, 7)?,

@@ -28,6 +28,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[crate::objects::SCHEMA, crate::dicts::SCHEMA, crate::queues::SCHEMA, crate::secrets::AUTHORS],
     &[crate::scaling::SCHEMA, crate::calls::PARENT_INDEX],
     &[crate::calls::TASK_GPUS],
+    &[crate::image_names::SCHEMA, crate::images::BUILDERS],
 ];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.

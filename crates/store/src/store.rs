@@ -7,9 +7,9 @@ use crate::writer::{self, QUEUE_BATCHES_SATURATED, Queue, lock};
 use crate::{Db, Grade, StoreError, Write};
 use crate::{
     apps::Apps, blobs::Blobs, classes::Classes, dicts::Dicts, environments::Environments,
-    functions::Functions, images::Images, mounts::Mounts, objects::Objects, queues::Queues, scaling::Scaling,
-    schedules::Schedules, secrets::Secrets, settings::Settings, shared_volumes::SharedVolumes,
-    tokens::Tokens, volumes::Volumes,
+    functions::Functions, image_names::ImageNames, images::Images, mounts::Mounts, objects::Objects,
+    queues::Queues, scaling::Scaling, schedules::Schedules, secrets::Secrets, settings::Settings,
+    shared_volumes::SharedVolumes, tokens::Tokens, volumes::Volumes,
 };
 use rusqlite::Connection;
 use std::fmt;
@@ -238,6 +238,10 @@ impl Store {
     /// Settings.
     pub fn settings(&self) -> Settings<'_> {
         Settings(self)
+    }
+    /// Names of images.
+    pub fn image_names(&self) -> ImageNames<'_> {
+        ImageNames(self)
     }
     /// Network file systems.
     pub fn shared_volumes(&self) -> SharedVolumes<'_> {

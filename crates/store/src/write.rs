@@ -9,6 +9,7 @@ use crate::dicts::DictWrite;
 use crate::environments::EnvironmentWrite;
 use crate::functions::FunctionWrite;
 use crate::idempotency::IdempotencyWrite;
+use crate::image_names::ImageNameWrite;
 use crate::images::ImageWrite;
 use crate::mounts::MountWrite;
 use crate::objects::ObjectWrite;
@@ -75,6 +76,8 @@ writes! {
     Mount(MountWrite),
     /// Images.
     Image(ImageWrite),
+    /// Names of images.
+    ImageName(ImageNameWrite),
     /// Autoscaler settings that were changed live.
     Scaling(ScalingWrite),
     /// Secrets, sealed.

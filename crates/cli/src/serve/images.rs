@@ -170,6 +170,7 @@ fn built_of(spec: &ImageSpec) -> Result<BuiltImage, Error> {
             None => String::new(),
         },
         builder_version: spec.builder_version.clone(),
+        packages: spec.packages.iter().map(|p| (p.name.clone(), p.version.clone())).collect(),
         spec: serde_json::to_string(spec).map_err(|e| Error::internal(format!("storing an image: {e}")))?,
     })
 }
