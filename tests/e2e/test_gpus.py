@@ -85,10 +85,12 @@ def main():
     report("one", list(one.map([2] * 5)))
     report("fallback", fallback.remote())
     report("two", two.remote())
+    report("fallback_with_options", fallback.with_options(memory=256).remote())
     report("with_options", two.with_options(memory=256).remote())
     report("too_many", attempt(too_many.remote))
     report("elsewhere", attempt(elsewhere.remote))
     report("here", here.remote())
+    report("moved", attempt(here.with_options(region="ap").remote))
 """
 
 
@@ -123,13 +125,14 @@ def test_functions_see_their_own_devices_and_no_other(machine: Server, folders: 
         spans.sort()
         for (_, ended, _), (began, _, _) in itertools.pairwise(spans):
             assert began >= ended, f"two inputs had one card at a time: {spans}"
+    assert run["fallback_with_options"]["visible"] == "2"
     assert run["fallback"]["visible"] == "2" and run["fallback"]["nodes"] == ["nvidia2", "nvidiactl"]
     for name in ("two", "with_options"):
         assert run[name]["nodes"] == ["nvidia0", "nvidia1", "nvidiactl"], "idle containers give their devices"
     assert "3 x H100" in run["too_many"]["error"] and "2 x H100, 1 x L4" in run["too_many"]["error"]
     assert run["too_many"]["seconds"] < 5
     assert "us-east-1" in run["elsewhere"]["error"]
-    assert run["here"] == "us-east-1"
+    assert run["here"] == "us-east-1" and "us-east-1" in run["moved"]["error"]
 
 
 def test_a_card_stays_its_containers_over_a_killed_server(machine: Server, folders: Path) -> None:

@@ -81,6 +81,8 @@ pub(crate) struct LimitsConfig {
     pub milli_cpu: Option<u32>,
     /// Memory that containers may reserve, in MiB; by default what the machine has less a reserve.
     pub memory_mib: Option<u32>,
+    /// What a container may write to its root where its function does not say, in MiB; by default what is free.
+    pub disk_mib: Option<u32>,
     /// How many cores may be promised per core that exists.
     pub cpu_oversubscription: Option<f64>,
 }
@@ -141,6 +143,7 @@ fn known() -> Result<toml::Table> {
         containers_max: Some(0),
         milli_cpu: Some(0),
         memory_mib: Some(0),
+        disk_mib: Some(0),
         cpu_oversubscription: Some(0.0),
     };
     toml::Table::try_from(all).context("the configuration's own defaults")

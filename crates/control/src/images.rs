@@ -29,6 +29,12 @@ impl Control {
                 "volumes= of an image's commands is not served by this Evoke version; use run_function(volumes=)",
             ));
         }
+        let asks_for_gpu = image.gpu_config.as_ref().is_some_and(|gpu| gpu.count > 0);
+        if asks_for_gpu && request.build_function_id.is_empty() {
+            context.warn(
+                "gpu= of an image's commands: they see no GPU here; a function of run_function(gpu=) does",
+            );
+        }
         let version = match request.builder_version.as_str() {
             "" => self.config.builder_version.clone(),
             version => version.to_string(),

@@ -246,6 +246,13 @@ impl Control {
         Ok(bytes.into())
     }
 
+    /// What a container may write at most. What a build function writes becomes a layer and is not bounded.
+    fn disk_max_mib(&self, definition: &api::Function) -> Option<u32> {
+        let asked = definition.resources.as_ref().map_or(0, |resources| resources.ephemeral_disk_mb);
+        let bound = (asked > 0).then_some(asked).or(self.machine.disk_mib);
+        bound.filter(|_| !definition.is_builder_function)
+    }
+
     fn limits(&self, definition: &api::Function) -> Limits {
         let asked = definition.resources.clone().unwrap_or_default();
         let reserved = crate::definition::reserved(&asked);
@@ -259,6 +266,7 @@ impl Control {
             memory_max_bytes,
             pids_max: PIDS_MAX,
             shm_bytes: memory_max_bytes.unwrap_or(half_of_machine).max(SHM_BYTES_MIN),
+            disk_max_bytes: self.disk_max_mib(definition).map(mib),
         }
     }
 }

@@ -14,6 +14,10 @@ pub struct Machine {
     pub memory_mib: u64,
     /// GPUs.
     pub gpus: Inventory,
+    /// What a container may write where its function asks for nothing, in MiB; none where there is no bound.
+    pub disk_mib: Option<u32>,
+    /// Whether what containers write can be bounded.
+    pub bounds_disks: bool,
     /// The region that it says to be in; none where nobody said.
     pub region: Option<String>,
     /// The cloud that it says to be of.
@@ -57,6 +61,13 @@ impl Machine {
             all.push(format!(
                 "region={} is not checked: this machine has no region (machine.region in evoke.toml gives it one)",
                 regions.join(", ")
+            ));
+        }
+        let disk = function.resources.as_ref().map_or(0, |resources| resources.ephemeral_disk_mb);
+        if disk > 0 && !self.bounds_disks {
+            all.push(format!(
+                "ephemeral_disk={disk} is no bound here: containers may fill the disk of the data folder, whose \
+                 file system keeps no project quotas (evoke doctor says more)"
             ));
         }
         if self.cloud.is_none() && !function.cloud_provider_str.is_empty() {

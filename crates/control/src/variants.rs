@@ -7,6 +7,7 @@ use crate::registry::Function;
 use crate::{Control, parse_id, stored};
 use bytes::Bytes;
 use evoke_core::FunctionId;
+use evoke_proto::api::function_data::RankedFunction;
 use evoke_proto::{CallContext, Status, api};
 use evoke_store::{FunctionRow, FunctionWrite, Grade};
 use prost::Message;
@@ -169,7 +170,24 @@ fn with_options(base: &Definition, options: &api::FunctionOptions) -> Definition
         definition.raw = raw.into();
     }
     definition.data = data_of(&definition.function);
+    let other_gpu = options.resources.as_ref().and_then(|asked| asked.gpu_config.as_ref());
+    if other_gpu.is_none_or(|gpu| gpu.count == 0) {
+        definition.data.ranked_functions = with_gpus_of(&base.data.ranked_functions, &definition.function);
+    }
     definition
+}
+
+/// The candidates of a list of GPUs, each as `function` is otherwise.
+fn with_gpus_of(ranked: &[RankedFunction], function: &api::Function) -> Vec<RankedFunction> {
+    let candidate = |ranked: &RankedFunction| {
+        let mut function = function.clone();
+        let gpu = ranked.function.as_ref().and_then(|f| f.resources.as_ref()?.gpu_config.clone());
+        if let Some(resources) = &mut function.resources {
+            resources.gpu_config = gpu;
+        }
+        RankedFunction { rank: ranked.rank, function: Some(function) }
+    };
+    ranked.iter().map(candidate).collect()
 }
 
 /// Applies options to `function` and gives the same changes as a message to append for the container.
@@ -212,10 +230,18 @@ fn apply_options(function: &mut api::Function, options: &api::FunctionOptions) -
         resources.memory_mb_max = keep(asked.memory_mb_max, resources.memory_mb_max);
         resources.milli_cpu = keep(asked.milli_cpu, resources.milli_cpu);
         resources.milli_cpu_max = keep(asked.milli_cpu_max, resources.milli_cpu_max);
+        resources.ephemeral_disk_mb = keep(asked.ephemeral_disk_mb, resources.ephemeral_disk_mb);
         // A client that asks for no GPU here sends an empty one.
         let gpu = asked.gpu_config.clone().filter(|gpu| gpu.count > 0);
         resources.gpu_config = gpu.or(resources.gpu_config);
         function.resources = Some(resources);
+    }
+    // Where it may run is decided here alone; its container need not know.
+    if let Some(placement) = &options.scheduler_placement {
+        function.scheduler_placement = Some(placement.clone());
+    }
+    if let Some(cloud) = &options.cloud_provider_str {
+        function.cloud_provider_str.clone_from(cloud);
     }
     if options.replace_volume_mounts {
         function.volume_mounts.clone_from(&options.volume_mounts);

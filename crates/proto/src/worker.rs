@@ -214,6 +214,8 @@ pub struct Limits {
     pub pids_max: u32,
     /// Size of /dev/shm, in bytes.
     pub shm_bytes: u64,
+    /// What it may write to its root at most, in bytes, where this machine can bound that; none: what is free.
+    pub disk_max_bytes: Option<u64>,
 }
 
 /// What network a container sees.

@@ -19,6 +19,7 @@ mod guest;
 pub mod helper;
 mod helper_client;
 pub mod memory;
+pub mod quota;
 mod runtime;
 mod spec;
 mod volume_entry;

@@ -148,6 +148,8 @@ pub struct Limits {
     pub pids_max: u32,
     /// Size of `/dev/shm`, in bytes.
     pub shm_bytes: u64,
+    /// What it may write to its root at most, in bytes, where the file system keeps project quotas.
+    pub disk_max: Option<u64>,
 }
 
 impl Default for Limits {
@@ -159,6 +161,7 @@ impl Default for Limits {
             memory_low: 0,
             pids_max: 8192,
             shm_bytes: 64 * 1024 * 1024,
+            disk_max: None,
         }
     }
 }

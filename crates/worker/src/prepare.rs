@@ -86,6 +86,7 @@ pub(crate) fn container_spec(config: &WorkerConfig, assignment: &Assignment) -> 
         memory_low: limits.memory_low_bytes,
         pids_max: limits.pids_max,
         shm_bytes: limits.shm_bytes,
+        disk_max: limits.disk_max_bytes,
     };
     spec.listeners = vec![
         ListenerSpec::Tcp { port: CONTAINER_PORT },

@@ -123,6 +123,7 @@ fn assignment(n: u64) -> Assignment {
             memory_max_bytes: None,
             pids_max: 100,
             shm_bytes: 1 << 20,
+            disk_max_bytes: None,
         },
         buckets: Vec::new(),
         gpus: Vec::new(),

@@ -16,7 +16,7 @@ const MEMORY_GOOD: u64 = 2 * GIB;
 
 /// All checks of this file.
 pub(super) fn checks(data: &DataFolder) -> Vec<Check> {
-    vec![disk(data), memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())]
+    vec![disk(data), disk_bounds(data), memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())]
 }
 
 fn disk(data: &DataFolder) -> Check {
@@ -30,6 +30,19 @@ fn disk(data: &DataFolder) -> Check {
         }
         Err(error) => Check::fail("disk", format!("{}: {error}", place.display()), mend),
     }
+}
+
+/// Whether a container can be kept from filling the disk.
+fn disk_bounds(data: &DataFolder) -> Check {
+    const SUBJECT: &str = "disk bounds";
+    let place = if data.path().is_dir() { data.path().to_path_buf() } else { existing_parent(data.path()) };
+    if evoke_runtime::quota::is_kept(&place) {
+        return Check::ok(SUBJECT, "ephemeral_disk= and limits.disk_mib are enforced by project quotas");
+    }
+    let detail = "none: the data folder's file system keeps no project quotas, so a container may fill the disk. To \
+                  have them, put the data folder on ext4 (tune2fs -O quota,project while it is not mounted) or XFS, \
+                  mounted with prjquota";
+    Check::ok(SUBJECT, detail)
 }
 
 fn memory(meminfo: &str) -> Check {

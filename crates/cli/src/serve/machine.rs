@@ -1,6 +1,7 @@
 //! What this machine has for containers, as it says itself and as the configuration declares.
 
 use crate::config::Config;
+use crate::data_folder::DataFolder;
 use anyhow::{Context, Result};
 use evoke_control::{Gpu, Inventory, Machine};
 use evoke_core::{GPU_KINDS_MAX, GpuKind, Gpus, Resources};
@@ -18,7 +19,7 @@ pub(super) struct Found {
 }
 
 /// Looks at the machine.
-pub(super) fn look(config: &Config) -> Result<Found> {
+pub(super) fn look(config: &Config, data: &DataFolder) -> Result<Found> {
     let cores = std::thread::available_parallelism().context("counting processors")?.get();
     let meminfo = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let memory_mib = total_mib(&meminfo).context("/proc/meminfo does not say how much memory there is")?;
@@ -35,6 +36,8 @@ pub(super) fn look(config: &Config) -> Result<Found> {
         milli_cpu: u64::from(milli_cpu),
         memory_mib: u64::from(memory_mib),
         gpus: inventory,
+        disk_mib: limits.disk_mib,
+        bounds_disks: evoke_runtime::quota::is_kept(data.path()),
         region: config.machine.region.clone(),
         cloud: config.machine.cloud.clone(),
     };

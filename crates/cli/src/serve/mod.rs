@@ -84,7 +84,7 @@ impl Roles {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let key = load_or_make_key(&data.path().join("url.key"), &mut SystemEntropy::default())?;
         let signer = UrlSigner::new(&key, clock.clone());
-        let machine = machine::look(&launch.config)?;
+        let machine = machine::look(&launch.config, &data)?;
         let rooms = rooms(&data, &launch, runtime.clone(), &signer, clock.clone()).await?;
         let (store, blobs, contents) = (rooms.store.clone(), rooms.blobs.clone(), rooms.contents.clone());
         let config =

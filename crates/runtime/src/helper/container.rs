@@ -32,6 +32,10 @@ pub(super) struct Container {
     pub(super) links: Vec<String>,
     /// The names of the GPUs that are its own.
     pub(super) gpus: Vec<String>,
+    /// Their locks, which keep other installations from them.
+    pub(super) gpu_locks: Vec<OwnedFd>,
+    /// The project that counts what it writes, where that is bounded.
+    pub(super) project: Option<u32>,
     /// What its root has of them.
     pub(super) devices: Edits,
     pub(super) process: Option<Process>,
@@ -98,7 +102,11 @@ impl Helper {
         if let Some(record) = self.read_record(id) {
             self.ids.adopt(record.range());
             container.range = Some(record.range());
+            // Another installation cannot have them while this one's container lives, unless it took them in the
+            // moment in which there was no helper; then that one's lock stays its own.
+            container.gpu_locks = super::devices::lock(&record.gpus).unwrap_or_default();
             container.gpus = record.gpus;
+            container.project = record.project;
             container.devices = record.devices;
             if let Some(number) = record.address {
                 self.networks.adopt(number);
@@ -238,6 +246,9 @@ impl Helper {
         }
         if let Some(range) = container.range {
             self.ids.release(range);
+        }
+        if let Some(project) = container.project {
+            super::disk::release(self.folders.trash.as_fd(), project);
         }
         for waiter in container.ending.map(|ending| ending.waiters).unwrap_or_default() {
             self.answer(Some(waiter), Ok(Reply::Ended(Ended { usage })), Vec::new());

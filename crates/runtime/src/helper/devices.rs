@@ -1,11 +1,12 @@
 //! Devices of a container: that nobody else has them, and what its root gets of them.
 
+use super::folders::own_folder;
 use super::sys::{self, Step};
 use super::{Helper, validate};
 use crate::gpus::{self, Edits, Mount};
 use crate::{ContainerSpec, GPU_FILES_MAX, RuntimeError};
 use evoke_guest::tree;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
 use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -34,6 +35,31 @@ impl Helper {
         }
         Ok(edits)
     }
+}
+
+/// Locks the cards among these names against other installations on this machine. Declared ones are stand-ins
+/// with numbers for names, which other installations may have as well.
+pub(super) fn lock(names: &[String]) -> Result<Vec<OwnedFd>, RuntimeError> {
+    let cards: Vec<_> = names.iter().filter(|name| name.starts_with("GPU-")).collect();
+    if cards.is_empty() {
+        return Ok(Vec::new());
+    }
+    let run = sys::open("/run", OFlags::RDONLY | OFlags::DIRECTORY).step("opening /run")?;
+    let ours = own_folder(run.as_fd(), "evoke", 0o755).step("making /run/evoke")?;
+    let folder = own_folder(ours.as_fd(), "gpus", 0o700).step("making /run/evoke/gpus")?;
+    let lock = |name: &&String| {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&folder, name.as_str(), flags, Mode::from_raw_mode(0o600));
+        let file = file.step("opening a GPU's lock")?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(RuntimeError::Refused(format!(
+                "the GPU {name} is in use by another data folder's Evoke on this machine"
+            ))),
+            Err(error) => Err(RuntimeError::step("locking a GPU", error)),
+        }
+    };
+    cards.iter().map(lock).collect()
 }
 
 /// Makes a container's device nodes, as those of its root at host user `base`.
@@ -91,5 +117,25 @@ pub(super) fn remove_traces(upper: BorrowedFd<'_>, edits: &Edits) {
             // One that stays is an empty file or a link that leads nowhere.
             let _ = rustix::fs::unlinkat(&folder, name, AtFlags::empty());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_locked_once_on_a_machine_and_a_stand_in_never() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let card = [format!("GPU-test-{}", std::process::id())];
+        let held = lock(&card).unwrap();
+        assert_eq!(held.len(), 1);
+        assert!(matches!(lock(&card), Err(RuntimeError::Refused(_))));
+        drop(held);
+        assert!(lock(&card).is_ok());
+        assert!(lock(&["0".to_owned()]).unwrap().is_empty());
+        std::fs::remove_file(format!("/run/evoke/gpus/{}", card[0])).unwrap();
     }
 }

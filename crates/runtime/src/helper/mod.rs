@@ -11,6 +11,7 @@ mod cgroup;
 mod config;
 mod container;
 mod devices;
+mod disk;
 mod folders;
 mod ids;
 mod jobs;

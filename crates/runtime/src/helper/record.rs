@@ -24,6 +24,9 @@ pub(super) struct Record {
     /// The names of the GPUs that are its own.
     #[serde(default)]
     pub(super) gpus: Vec<String>,
+    /// The project that counts what it writes.
+    #[serde(default)]
+    pub(super) project: Option<u32>,
     /// What its root has of them.
     #[serde(default)]
     pub(super) devices: Edits,
@@ -113,6 +116,7 @@ mod tests {
             address: Some(3),
             process: Some(process),
             gpus: vec!["0".into()],
+            project: None,
             devices: Edits::default(),
         };
         record.write(fd.as_fd()).unwrap();

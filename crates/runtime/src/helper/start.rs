@@ -7,7 +7,7 @@ use super::net::{Slot, resolver};
 use super::record::{Process, Record};
 use super::request::Reply;
 use super::sys::{self, Step};
-use super::{Helper, devices, now, rootfs, served, validate};
+use super::{Helper, devices, disk, now, rootfs, served, validate};
 use crate::{ContainerSpec, Owner, RuntimeError, StartTimings, fds};
 use evoke_guest::wire::{BindTarget, Setup, ToGuest, VolumeTarget};
 use rustix::fs::OFlags;
@@ -51,9 +51,11 @@ impl Helper {
         }
         let layers = self.find_layers(spec)?;
         let binds = self.find_binds(spec)?;
-        let devices = self.devices(spec)?;
+        let edits = self.devices(spec)?;
         // From here on the container exists, so that one path takes it away, whatever fails.
-        let container = Container { gpus: spec.gpus.clone(), devices, ..Container::default() };
+        let gpu_locks = devices::lock(&spec.gpus)?;
+        let container =
+            Container { gpus: spec.gpus.clone(), gpu_locks, devices: edits, ..Container::default() };
         self.containers.insert(spec.id.clone(), container);
         let started = self.start_checked(spec, &layers, &binds);
         if started.is_err() {
@@ -157,6 +159,8 @@ impl Helper {
             folders::new_folder(containers, &spec.id, 0o700).step("making the container's folder")?;
         folders::new_folder(folder.as_fd(), "upper", 0o755).step("making the upper folder")?;
         folders::new_folder(folder.as_fd(), "work", 0o700).step("making the work folder")?;
+        let project = disk::bound(folder.as_fd(), spec.limits.disk_max)?;
+        self.note(&spec.id, |container| container.project = project);
         let cgroup = self.cgroups.create(&spec.id, &spec.limits)?;
         let parts = Parts { range, slot, folder, cgroup };
         self.record(&spec.id, &parts, None)?;
@@ -172,11 +176,11 @@ impl Helper {
     fn record(&self, id: &str, parts: &Parts, pid: Option<i32>) -> Result<(), RuntimeError> {
         let process = pid.map(Process::describe).transpose().step("describing the container's process")?;
         let address = parts.slot.address.map(|(number, _)| number);
-        let (gpus, devices) = match self.containers.get(id) {
-            Some(container) => (container.gpus.clone(), container.devices.clone()),
+        let (gpus, devices, project) = match self.containers.get(id) {
+            Some(container) => (container.gpus.clone(), container.devices.clone(), container.project),
             None => Default::default(),
         };
-        let record = Record { range: parts.range.0, address, process, gpus, devices };
+        let record = Record { range: parts.range.0, address, process, gpus, project, devices };
         record.write(parts.folder.as_fd()).step("recording the container")
     }
 

@@ -85,6 +85,8 @@ pub async fn only_devices_of_this_machine_can_be_asked_for(machine: &Machine) {
         let text = error.to_string();
         let wanted = if name == "broken" { "nvidia-ctk" } else { "GPU" };
         assert!(text.contains(wanted), "{name}: {text}");
+        // What had begun is being taken away; this waits for it.
+        machine.runtime.destroy("a").await.unwrap();
     }
     assert_eq!(machine.runtime.list().await.unwrap(), Vec::<String>::new());
 }
