@@ -13,7 +13,7 @@ VERSIONED = """
 app = modal.App("{name}")
 VERSION = {version}
 
-@app.function()
+@app.function(secrets=[modal.Secret.from_dict({{"KEPT": "the same in each version"}})])
 def which(seconds=0):
     time.sleep(seconds)
     return VERSION, os.environ["MODAL_TASK_ID"]

@@ -1,7 +1,8 @@
 //! What dictionaries and queues have in common: made by name or for as long as their client lives, listed,
 //! deleted; and the removal of what is left of deleted ones.
 
-use crate::{Control, WORKSPACE, blocking, names, stored};
+use crate::named::Asked;
+use crate::{Control, WORKSPACE, blocking, stored};
 use evoke_core::id::{self as ids, Id};
 use evoke_core::{AppId, Error, UnixMs};
 use evoke_proto::{CallContext, Code, Status, api};
@@ -136,38 +137,22 @@ impl Control {
         more: impl Fn(Id<K>) -> Vec<Write>,
         reply: impl Fn(&ObjectRow<K>) -> R,
     ) -> Result<R, Status> {
-        use api::ObjectCreationType as Creation;
-        let (what, name) = (K::WHAT, row.name.clone().unwrap_or_default());
+        let name = row.name.clone().unwrap_or_default();
+        let asked = Asked { what: K::WHAT, command: K::COMMAND, name: &name, environment, creation };
         let find = async || {
             let objects = self.store.objects();
             objects.by_name::<K>(row.environment_id, name.clone()).await.map_err(stored)
         };
-        let taken = || {
-            let text = format!("There is a {what} '{name}' in environment '{environment}' already");
-            Err(Status::new(Code::AlreadyExists, text))
-        };
-        match (find().await?, creation) {
-            (Some(_), Creation::CreateFailIfExists) => return taken(),
-            (Some(found), _) => return Ok(reply(&found)),
-            (None, Creation::Unspecified) => {
-                return Err(Status::not_found(format!(
-                    "There is no {what} '{name}' in environment '{environment}'. Create it with: evoke {} create \
-                     {name}, or pass create_if_missing=True",
-                    K::COMMAND
-                )));
-            }
-            (None, _) => names::check_object_name(&name, what)?,
+        if let Some(found) = asked.settle(find().await?)? {
+            return Ok(reply(&found));
         }
         let answer = reply(&row);
         let mut writes = vec![row.clone().into()];
         writes.extend(more(row.id));
         match self.commit(context, writes, Grade::Synced, &answer).await {
             Ok(()) => Ok(answer),
-            // Somebody else was quicker.
-            Err(status) if status.code == Code::AlreadyExists => match (find().await?, creation) {
-                (Some(found), Creation::CreateIfMissing) => Ok(reply(&found)),
-                _ => taken(),
-            },
+            Err(status) if asked.overtaken(&status) => find().await?.map(|found| reply(&found)).ok_or(status),
+            Err(status) if status.code == Code::AlreadyExists => Err(asked.taken()),
             Err(status) => Err(status),
         }
     }

@@ -32,6 +32,7 @@ mod log_history;
 mod logs;
 mod machine;
 mod mounts;
+mod named;
 mod names;
 mod overview;
 pub mod ports;
@@ -145,6 +146,8 @@ pub struct Control {
     pub(crate) schedules: schedules::Schedules,
     /// Held while what an app consists of is changed.
     pub(crate) publishing: tokio::sync::Mutex<()>,
+    /// The turn to look for a secret without a name, and to make it.
+    pub(crate) anonymous_secrets: tokio::sync::Mutex<()>,
     pub(crate) builds: image_logs::Builds,
     pub(crate) commits: reports::Commits,
     pub(crate) polls: containers::Polls,
@@ -201,6 +204,7 @@ impl Control {
             registry: registry::Registry::default(),
             schedules: schedules::Schedules::default(),
             publishing: tokio::sync::Mutex::default(),
+            anonymous_secrets: tokio::sync::Mutex::default(),
             builds: image_logs::Builds::default(),
             commits: reports::Commits::default(),
             polls: containers::Polls::default(),

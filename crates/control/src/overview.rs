@@ -21,6 +21,8 @@ pub struct AppOverview {
     pub id: AppId,
     /// Its name, or its description.
     pub name: String,
+    /// Its environment's name.
+    pub environment: String,
     /// Its state in a word.
     pub state: String,
     /// When it was made.
@@ -89,8 +91,16 @@ pub struct TaskOverview {
 impl Control {
     /// All apps worth showing, newest first.
     pub async fn app_overviews(&self) -> Result<Vec<AppOverview>, Status> {
-        let environment = self.environment("")?;
-        let rows = self.store.apps().recent(environment.id, APPS_MAX).await.map_err(stored)?;
+        let environments: Vec<_> = {
+            let live = self.registry.lock();
+            live.environments.values().map(|environment| environment.id).collect()
+        };
+        let mut rows = Vec::new();
+        for environment in environments {
+            rows.extend(self.store.apps().recent(environment, APPS_MAX).await.map_err(stored)?);
+        }
+        rows.sort_by_key(|row| std::cmp::Reverse(row.id));
+        rows.truncate(APPS_MAX as usize);
         Ok(rows.iter().map(|row| self.app_line(row)).collect())
     }
 
@@ -115,6 +125,7 @@ impl Control {
         AppOverview {
             id: row.id,
             name: row.name.clone().unwrap_or_else(|| row.description.clone()),
+            environment: self.environment_of(row),
             state: state.to_string(),
             created: row.created_at,
             stopped: row.stopped_at,

@@ -1,7 +1,7 @@
 //! Secrets: looked up or made, sealed before they reach the store, opened only for the container they are
 //! for. Values never appear in logs or errors.
 
-use crate::{Control, names, parse_id, stored};
+use crate::{Control, named, names, parse_id, stored};
 use evoke_core::{EnvironmentId, SecretId, UnixMs};
 use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::vault::{Env, Sealed};
@@ -22,6 +22,11 @@ impl Control {
         let kind = request.object_creation_type();
         let environment = self.environment(&request.environment_name)?;
         if matches!(kind, Kind::AnonymousOwnedByApp | Kind::Ephemeral) {
+            // An app that is deployed again brings the same secrets, and they stay the same.
+            let _turn = self.anonymous_secrets.lock().await;
+            if let Some(row) = self.same_of_app(&request).await? {
+                return Ok(secret_reply(&row, &environment.name));
+            }
             let mut row = self.seal_secret(&request, None, None)?;
             row.environment_id = Some(environment.id);
             return self.put_secret(&context, row, &environment.name).await;
@@ -62,6 +67,24 @@ impl Control {
                 }
             }
         }
+    }
+
+    /// The secret without a name that an app has with exactly these variables.
+    async fn same_of_app(
+        &self,
+        request: &api::SecretGetOrCreateRequest,
+    ) -> Result<Option<SecretRow>, Status> {
+        if request.app_id.is_empty() {
+            return Ok(None);
+        }
+        let wanted: BTreeMap<String, String> = request.env_dict.clone().into_iter().collect();
+        let rows = self.store.secrets().of_app(parse_id(&request.app_id)?).await.map_err(stored)?;
+        for row in rows {
+            if row.keys.iter().eq(wanted.keys()) && self.unseal(&row)? == wanted {
+                return Ok(Some(row));
+            }
+        }
+        Ok(None)
     }
 
     fn seal_secret(
@@ -117,14 +140,8 @@ impl Control {
         let environment = self.environment(&request.environment_name)?;
         let mut rows = self.store.secrets().list(environment.id).await.map_err(stored)?;
         rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
-        let page = request.pagination.unwrap_or_default();
-        let before = page.created_before;
-        let most = usize::try_from(page.max_objects).ok().filter(|most| *most > 0).unwrap_or(usize::MAX);
-        rows.retain(|row| before <= 0.0 || row.created_at.as_secs_f64() < before);
-        // A page only ends between two times, so that the next one misses none.
-        let last = rows.get(most.saturating_sub(1)).map(|row| row.created_at);
-        let asked = rows.iter().take_while(|row| last.is_none_or(|last| row.created_at >= last));
-        let items = asked.map(|row| api::SecretListItem {
+        let page = named::page(rows, request.pagination, |row| row.created_at);
+        let items = page.iter().map(|row| api::SecretListItem {
             label: row.name.clone().unwrap_or_default(),
             created_at: row.created_at.as_secs_f64(),
             last_used_at: row.used_at.map_or(0.0, UnixMs::as_secs_f64),
@@ -193,7 +210,7 @@ impl Control {
         })
     }
 
-    fn environment_name(&self, id: Option<EnvironmentId>) -> String {
+    pub(crate) fn environment_name(&self, id: Option<EnvironmentId>) -> String {
         let live = self.registry.lock();
         let found = live.environments.values().find(|environment| Some(environment.id) == id);
         found.map(|environment| environment.name.clone()).unwrap_or_default()

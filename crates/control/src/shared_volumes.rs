@@ -2,6 +2,7 @@
 //! remove files in them.
 
 use crate::data_objects::OBJECT_SILENCE_MS_MAX;
+use crate::named::Asked;
 use crate::volumes::{clean_path, in_batches};
 use crate::{Control, blocking, parse_id, stored};
 use evoke_core::{BlobId, Error, SharedVolumeId, UnixMs};
@@ -45,36 +46,39 @@ impl Control {
         let environment = self.environment(&request.environment_name)?;
         let named = !matches!(kind, Kind::Ephemeral | Kind::AnonymousOwnedByApp);
         let name = named.then(|| request.deployment_name.clone());
-        if let Some(name) = name.clone() {
-            if name.is_empty() {
-                return Err(Status::invalid("A network file system needs a name"));
-            }
-            let found =
-                self.store.shared_volumes().by_name(environment.id, name.clone()).await.map_err(stored)?;
-            match (kind, found) {
-                (Kind::CreateFailIfExists, Some(_)) => {
-                    let text = format!("There is a network file system '{name}' already");
-                    return Err(Status::new(Code::AlreadyExists, text));
-                }
-                (_, Some(row)) => {
-                    return Ok(api::SharedVolumeGetOrCreateResponse { shared_volume_id: row.id.to_string() });
-                }
-                (Kind::Unspecified, None) => {
-                    return Err(Status::not_found(format!(
-                        "There is no network file system '{name}' in environment '{}'. Create it with: evoke nfs create {name}",
-                        environment.name
-                    )));
-                }
-                (_, None) => {}
+        let asked = Asked {
+            what: "network file system",
+            command: "nfs",
+            name: &request.deployment_name,
+            environment: &environment.name,
+            creation: kind,
+        };
+        let find = async || {
+            let volumes = self.store.shared_volumes();
+            volumes.by_name(environment.id, request.deployment_name.clone()).await.map_err(stored)
+        };
+        let reply =
+            |id: SharedVolumeId| api::SharedVolumeGetOrCreateResponse { shared_volume_id: id.to_string() };
+        if named {
+            if let Some(row) = asked.settle(find().await?)? {
+                return Ok(reply(row.id));
             }
         }
         let now = self.now();
         let id = SharedVolumeId::new(now, &mut *self.entropy());
         self.shared_heard.note(id, now);
         let row = SharedVolumeRow { id, environment_id: environment.id, name, created_at: now };
-        let reply = api::SharedVolumeGetOrCreateResponse { shared_volume_id: id.to_string() };
-        self.commit(&context, vec![SharedVolumeWrite::Create(row).into()], Grade::Synced, &reply).await?;
-        Ok(reply)
+        let answer = reply(id);
+        let made =
+            self.commit(&context, vec![SharedVolumeWrite::Create(row).into()], Grade::Synced, &answer).await;
+        match made {
+            Ok(()) => Ok(answer),
+            Err(status) if named && asked.overtaken(&status) => {
+                find().await?.map(|row| reply(row.id)).ok_or(status)
+            }
+            Err(status) if named && status.code == Code::AlreadyExists => Err(asked.taken()),
+            Err(status) => Err(status),
+        }
     }
 
     pub(crate) async fn shared_volume_list(

@@ -11,10 +11,11 @@ mod trees;
 mod uploads;
 
 use crate::data_objects::OBJECT_SILENCE_MS_MAX;
-use crate::{Control, parse_id, stored};
+use crate::named::{self, Asked};
+use crate::{Control, names, parse_id, stored};
 pub(crate) use draft::clean as clean_path;
 use draft::{Draft, Everything, Files};
-use evoke_core::{Error, UnixMs, VolumeId};
+use evoke_core::{EnvironmentId, Error, UnixMs, VolumeId};
 use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::{Grade, VolumeRow, VolumeSnapshot, VolumeWrite};
 pub(crate) use listing::in_batches;
@@ -26,6 +27,8 @@ pub use history::{VolumeChangeOverview, VolumeVersionOverview};
 /// What clients are told where they name no version of the protocol: both serve every verb, the second one
 /// sends only the blocks that are missing.
 const FS_VERSION_DEFAULT: api::VolumeFsVersion = api::VolumeFsVersion::V2;
+/// As people call one.
+const WHAT: &str = "volume";
 /// Versions older than this are forgotten, but for the newest one (milliseconds).
 const VERSIONS_KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
 /// Changes from which on all of a version is read at once.
@@ -69,60 +72,56 @@ impl Control {
         use api::ObjectCreationType as Kind;
         let kind = request.object_creation_type();
         let environment = self.environment(&request.environment_name)?;
-        let name = match kind {
-            Kind::Ephemeral | Kind::AnonymousOwnedByApp => None,
-            _ => Some(checked_name(&request.deployment_name)?),
-        };
-        if let Some(name) = &name {
-            let found = self.store.volumes().by_name(environment.id, name.clone()).await.map_err(stored)?;
-            match (kind, found) {
-                (Kind::CreateFailIfExists, Some(_)) => {
-                    return Err(Status::new(
-                        Code::AlreadyExists,
-                        format!("There is a volume '{name}' already"),
-                    ));
-                }
-                (Kind::CreateOverwriteIfExists, Some(row)) => {
-                    self.submit(vec![VolumeWrite::Delete { id: row.id }.into()], Grade::Synced).await?;
-                    self.forget_volume(row.id);
-                }
-                (_, Some(row)) => return Ok(created_reply(&row)),
-                (Kind::Unspecified, None) => {
-                    return Err(Status::not_found(format!(
-                        "There is no volume '{name}' in environment '{}'. Create it with: evoke volume create {name}",
-                        environment.name
-                    )));
-                }
-                (_, None) => {}
+        let named = !matches!(kind, Kind::Ephemeral | Kind::AnonymousOwnedByApp);
+        let name = named.then(|| request.deployment_name.clone());
+        let asked = asked(request.deployment_name.as_str(), &environment.name, kind);
+        if named {
+            let mut found = self.volume_by_name(environment.id, asked.name).await?;
+            if let Some(row) = found.take_if(|_| kind == Kind::CreateOverwriteIfExists) {
+                self.submit(vec![VolumeWrite::Delete { id: row.id }.into()], Grade::Synced).await?;
+                self.forget_volume(row.id);
+            }
+            if let Some(row) = asked.settle(found)? {
+                return Ok(created_reply(&row));
             }
         }
-        let asked = request.version();
-        let version = if asked == api::VolumeFsVersion::Unspecified { FS_VERSION_DEFAULT } else { asked };
+        let version = match request.version() {
+            api::VolumeFsVersion::Unspecified => FS_VERSION_DEFAULT,
+            version => version,
+        };
         let now = self.now();
         let row = VolumeRow {
             id: VolumeId::new(now, &mut *self.entropy()),
             environment_id: environment.id,
-            name: name.clone(),
+            name,
             fs_version: version as i32,
             head: 0,
             trees: Vec::new(),
             created_at: now,
         };
-        if name.is_none() {
+        if !named {
             lock(&self.volumes.heard).insert(row.id, now);
         }
         let reply = created_reply(&row);
         let created =
             self.commit(&context, vec![VolumeWrite::Create(row).into()], Grade::Synced, &reply).await;
-        match (created, name) {
-            (Ok(()), _) => Ok(reply),
-            // Somebody else made one of this name in the same moment.
-            (Err(status), Some(name)) if kind == Kind::CreateIfMissing => {
-                let found = self.store.volumes().by_name(environment.id, name).await.map_err(stored)?;
+        match created {
+            Ok(()) => Ok(reply),
+            Err(status) if named && asked.overtaken(&status) => {
+                let found = self.volume_by_name(environment.id, asked.name).await?;
                 found.map(|row| created_reply(&row)).ok_or(status)
             }
-            (Err(status), _) => Err(status),
+            Err(status) if named && status.code == Code::AlreadyExists => Err(asked.taken()),
+            Err(status) => Err(status),
         }
+    }
+
+    async fn volume_by_name(
+        &self,
+        environment: EnvironmentId,
+        name: &str,
+    ) -> Result<Option<VolumeRow>, Status> {
+        self.store.volumes().by_name(environment, name.to_owned()).await.map_err(stored)
     }
 
     pub(crate) async fn volume_get_by_id(
@@ -141,11 +140,8 @@ impl Control {
     ) -> Result<api::VolumeListResponse, Status> {
         let environment = self.environment(&request.environment_name)?;
         let rows = self.store.volumes().list(environment.id).await.map_err(stored)?;
-        let page = request.pagination.unwrap_or_default();
-        let before = page.created_before;
-        let most = usize::try_from(page.max_objects).ok().filter(|most| *most > 0).unwrap_or(usize::MAX);
-        let asked = rows.iter().filter(|row| before <= 0.0 || row.created_at.as_secs_f64() < before);
-        let items = asked.take(most).map(|row| api::VolumeListItem {
+        let page = named::page(rows, request.pagination, |row| row.created_at);
+        let items = page.iter().map(|row| api::VolumeListItem {
             label: row.name.clone().unwrap_or_default(),
             volume_id: row.id.to_string(),
             created_at: row.created_at.as_secs_f64(),
@@ -160,11 +156,13 @@ impl Control {
         request: api::VolumeRenameRequest,
     ) -> Result<(), Status> {
         let row = self.volume(&request.volume_id).await?;
-        let name = checked_name(&request.name)?;
-        let taken = self.store.volumes().by_name(row.environment_id, name.clone()).await.map_err(stored)?;
+        names::check_object_name(&request.name, WHAT)?;
+        let environment = self.environment_name(Some(row.environment_id));
+        let taken = self.volume_by_name(row.environment_id, &request.name).await?;
         if taken.is_some_and(|other| other.id != row.id) {
-            return Err(Status::new(Code::AlreadyExists, format!("There is a volume '{name}' already")));
+            return Err(asked(&request.name, &environment, api::ObjectCreationType::Unspecified).taken());
         }
+        let name = request.name;
         self.commit(&context, vec![VolumeWrite::Rename { id: row.id, name }.into()], Grade::Synced, &()).await
     }
 
@@ -282,15 +280,8 @@ fn draw<F: Files>(
     draft.finish()
 }
 
-fn checked_name(name: &str) -> Result<String, Status> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || name.len() > 64 || !name.chars().all(fine) || name.starts_with("vo-") {
-        return Err(Status::invalid(format!(
-            "'{}' is not a name for a volume: up to 64 of letters, digits, '-', '_' and '.' are",
-            name.escape_debug()
-        )));
-    }
-    Ok(name.to_owned())
+fn asked<'a>(name: &'a str, environment: &'a str, creation: api::ObjectCreationType) -> Asked<'a> {
+    Asked { what: WHAT, command: "volume", name, environment, creation }
 }
 
 fn metadata(row: &VolumeRow) -> api::VolumeMetadata {

@@ -172,6 +172,14 @@ impl Secrets<'_> {
         self.0.read(move |conn| one(conn, &sql, params![environment.to_string(), name], from_row)).await
     }
 
+    /// Those without a name that belong to an app, oldest first.
+    pub async fn of_app(&self, app: AppId) -> Result<Vec<SecretRow>, StoreError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM secrets WHERE app_id = ?1 AND name IS NULL ORDER BY created_at, id"
+        );
+        self.0.read(move |conn| many(conn, &sql, [app.to_string()], from_row)).await
+    }
+
     /// The named ones of an environment, by name.
     pub async fn list(&self, environment: EnvironmentId) -> Result<Vec<SecretRow>, StoreError> {
         let sql = format!(

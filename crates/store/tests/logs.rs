@@ -399,3 +399,15 @@ async fn many_streams_need_few_files_and_bounded_memory() {
         assert_eq!(page.entries.len(), 4);
     }
 }
+
+#[tokio::test]
+async fn who_follows_with_a_text_gets_the_lines_that_have_it() {
+    let world = world(1 << 20);
+    let entry = NewEntry { data: Bytes::from_static(b"one\ntwo\nonce\nthree"), ..world.entry(1) };
+    world.logs.append(&world.app, &[entry, world.entry(2)]).unwrap();
+    let filter = Filter { text: Some("on".into()), ..Filter::default() };
+    let page = world.logs.read_from(world.app.clone(), Cursor::START, filter).await.unwrap();
+    let texts: Vec<_> = page.entries.iter().map(|entry| entry.data.as_ref()).collect();
+    assert_eq!(texts, [b"one\nonce\n".as_slice()]);
+    assert_eq!(page.next, world.logs.end(&world.app).unwrap());
+}

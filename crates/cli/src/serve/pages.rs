@@ -60,7 +60,7 @@ fn app_row(app: AppOverview) -> AppRow {
     AppRow {
         id: app.id,
         name: app.name,
-        environment: String::new(),
+        environment: app.environment,
         state: app.state,
         created: app.created,
         stopped: app.stopped,

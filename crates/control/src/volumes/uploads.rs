@@ -3,10 +3,11 @@
 use super::draft::{Draft, Files, clean};
 use super::{Change, VolumeRow};
 use crate::{Control, blocking, stored};
-use evoke_core::Error;
+use evoke_core::{Error, ErrorCode};
 use evoke_files::{BlockFile, ContentHash, VOLUME_BLOCK_BYTES, VolumeContent};
 use evoke_proto::{CallContext, Status, api};
 use evoke_store::{VolumeFile, VolumeFileKind, VolumeSnapshot};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Files in one request.
@@ -67,6 +68,29 @@ impl Change for Copy {
     }
 }
 
+/// Refuses what the disk has no room for before it is sent: clients try for minutes to send a block that is
+/// refused, and show nothing meanwhile.
+fn check_room(files: &[BlockFile], missing: &[Vec<usize>], room: Option<u64>) -> Result<(), Error> {
+    let block = |file: &BlockFile, index: usize| {
+        let begin = (index as u64).saturating_mul(VOLUME_BLOCK_BYTES);
+        (file.blocks[index], file.size.saturating_sub(begin).min(VOLUME_BLOCK_BYTES))
+    };
+    let wanted = files.iter().zip(missing);
+    let wanted = wanted.flat_map(|(file, missing)| missing.iter().map(move |index| block(file, *index)));
+    // A block that comes twice is sent and kept once.
+    let wanted: u64 = wanted.collect::<HashMap<_, _>>().values().sum();
+    match room {
+        Some(room) if wanted > room => Err(Error::new(
+            ErrorCode::ResourceExhausted,
+            format!(
+                "the disk that holds the data folder has {room} bytes free, and the upload takes up to {wanted}\n\
+                 Free some space, then try again."
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
 impl Control {
     pub(crate) async fn volume_put_files(
         self: Arc<Self>,
@@ -110,9 +134,12 @@ impl Control {
         let announced = self.announced(&row, &request.files, overwrite).await?;
         let contents = self.contents.clone();
         let asked = announced.clone();
-        let missing =
-            blocking(move || Ok(asked.iter().map(|file| contents.missing_blocks(file)).collect::<Vec<_>>()))
-                .await?;
+        let missing = blocking(move || {
+            let missing: Vec<_> = asked.iter().map(|file| contents.missing_blocks(file)).collect();
+            check_room(&asked, &missing, contents.room())?;
+            Ok(missing)
+        })
+        .await?;
         let missing_blocks: Vec<_> = missing
             .iter()
             .enumerate()
@@ -269,4 +296,25 @@ pub(super) fn parse_content(text: &str) -> Result<VolumeContent, Error> {
     text.parse().map_err(|error: evoke_files::ParseContentError| {
         Error::new(evoke_core::ErrorCode::DataLoss, format!("a stored file: {error}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upload_that_the_disk_has_no_room_for_is_refused_before_it_is_sent() {
+        let [one, two] = [1u8, 2].map(|n| ContentHash::of(&[n]));
+        let size = VOLUME_BLOCK_BYTES + 10;
+        let files = [BlockFile { blocks: vec![one, two], size, before: None }];
+        let check = |missing: &[usize], room| check_room(&files, &[missing.to_vec()], room);
+        assert!(check(&[0, 1], Some(size)).is_ok());
+        let refused = check(&[0, 1], Some(size - 1)).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::ResourceExhausted);
+        assert!(check(&[1], Some(10)).is_ok(), "only what is missing is sent");
+        assert!(check(&[1], Some(9)).is_err());
+        assert!(check(&[0, 1], None).is_ok());
+        let twice = [BlockFile { blocks: vec![one, one], size: 2 * VOLUME_BLOCK_BYTES, before: None }];
+        assert!(check_room(&twice, &[vec![0, 1]], Some(VOLUME_BLOCK_BYTES)).is_ok());
+    }
 }

@@ -134,6 +134,12 @@ impl VolumeContents {
         file.blocks.iter().enumerate().filter(|(_, hash)| absent(hash)).map(|(index, _)| index).collect()
     }
 
+    /// How many bytes are free where contents are kept; nothing where the system does not say.
+    pub fn room(&self) -> Option<u64> {
+        let about = rustix::fs::statvfs(&self.blocks).ok()?;
+        Some(about.f_bavail.saturating_mul(about.f_frsize))
+    }
+
     /// Makes contents of files whose blocks are all there, in their order. Durable when it returns.
     pub fn assemble(&self, files: &[BlockFile]) -> Result<Vec<VolumeContent>, ObjectError> {
         let mut contents = Vec::with_capacity(files.len());

@@ -97,6 +97,15 @@ pub struct Bucket {
 }
 
 pub(super) fn page(view: &View, from: Cursor, filter: &Filter) -> Result<Page, StoreError> {
+    let mut page = whole_page(view, from, filter)?;
+    if let Some(text) = &filter.text {
+        page.entries = lines::only(page.entries, text);
+    }
+    Ok(page)
+}
+
+/// A page of entries that match, with all that is in them.
+fn whole_page(view: &View, from: Cursor, filter: &Filter) -> Result<Page, StoreError> {
     let mut page = Page { entries: Vec::new(), next: begin(view, from), at_end: false };
     let (mut text, mut scanned) = (0, 0);
     while page.next < view.end {
