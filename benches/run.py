@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cold
+import data
 import idle
 import machine
 import million
@@ -70,6 +71,7 @@ def benchmarks(evoke_bin: Path, baseline_bin: Path, work: Path) -> dict[str, Cal
         "cold": with_server(lambda evoke: cold.measure(evoke, work), "cold", bases=None),
         "idle": with_server(lambda evoke: idle.measure(evoke, work), "idle"),
         "million": million_run,
+        "data": with_server(lambda evoke: data.measure(evoke, work), "data"),
     }
 
 
