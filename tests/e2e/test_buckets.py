@@ -122,7 +122,7 @@ def main():
     assert "nowhere" in run["no_bucket"]["error"] and "cannot be mounted" in run["no_bucket"]["error"]
     assert "InvalidAccessKeyId" in run["no_right"]["error"] or "403" in run["no_right"]["error"]
     assert "oidc_auth_role_arn" in run["by_token"]["error"]
-    assert serving() == [], "they end with their containers"
+    wait_until(lambda: serving() == [], "the end of what served the buckets", 30)
     for log in machine.data.glob("*.log"):
         assert SECRET not in log.read_text(errors="replace")
 

@@ -52,6 +52,10 @@ fn way(config: &Config, declared: usize) -> Check {
         Ok(ways) => ways,
         Err(error) => return Check::fail(SUBJECT, error.to_string(), GENERATE),
     };
+    if ways.driver && !ways.missing.is_empty() {
+        let detail = format!("{} is not there: programs would find no GPU", ways.missing.join(" and "));
+        return Check::warn(SUBJECT, detail, "load the driver in full: nvidia-modprobe -c 0 -u");
+    }
     if !ways.unknown_hooks.is_empty() {
         let detail = format!("hooks of specifications are not run: {}", ways.unknown_hooks.join("; "));
         return Check::warn(SUBJECT, detail, "what they do has to be in the image");

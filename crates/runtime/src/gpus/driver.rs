@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The nodes that all cards share.
 const SHARED_NODES: [&str; 4] = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"];
+/// What no program that computes can do without. The driver makes it when it is first used by root.
+pub(super) const NEEDED: [&str; 2] = ["/dev/nvidiactl", "/dev/nvidia-uvm"];
 /// Where distributions put the driver's libraries.
 const LIBRARY_FOLDERS: [&str; 8] = [
     "/usr/lib/x86_64-linux-gnu",
@@ -56,6 +58,8 @@ impl Driver {
             }
         }
         edits.mounts = self.libraries();
+        // Programs ask for it without its number, too, for which packages of developers have a link.
+        edits.links.push(("libcuda.so.1".to_owned(), format!("{}/libcuda.so", super::LIBRARIES)));
         let programs = PROGRAMS.iter().filter_map(|name| {
             let folder = PROGRAM_FOLDERS.iter().find(|folder| self.host(folder).join(name).is_file())?;
             Some(self.mount(&self.host(folder).join(name), format!("/usr/bin/{name}")))

@@ -111,6 +111,8 @@ pub struct Ways {
     pub unknown_hooks: Vec<String>,
     /// Whether a driver is loaded.
     pub driver: bool,
+    /// Nodes that computing needs and the driver has not made yet.
+    pub missing: Vec<&'static str>,
 }
 
 /// Looks how devices get into containers.
@@ -120,5 +122,6 @@ pub fn ways(config: &GpuConfig) -> Result<Ways, GpuError> {
         specified: specs.names().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
         unknown_hooks: specs.unknown_hooks(),
         driver: driver::Driver::loaded(Path::new("/")).is_some(),
+        missing: driver::NEEDED.into_iter().filter(|node| !Path::new(node).exists()).collect(),
     })
 }

@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What mends a specification that names what is not there.
 const MEND: &str = "the driver may have changed since: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml";
+/// What mends a driver whose nodes are not all there.
+const LOAD: &str = "load the driver in full: nvidia-modprobe -c 0 -u";
 
 impl Helper {
     /// What the container needs for its devices. Refused where another container has one of them.
@@ -67,7 +69,8 @@ pub(super) fn make_nodes(dev: BorrowedFd<'_>, edits: &Edits, base: u32) -> Resul
     let owner = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
     for node in &edits.nodes {
         let shown = node.host.display();
-        let stat = rustix::fs::stat(&node.host).step(format!("looking at the device {shown} ({MEND})"))?;
+        let stat =
+            rustix::fs::stat(&node.host).step(format!("looking at the device {shown} ({LOAD}; {MEND})"))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
             return Err(RuntimeError::Refused(format!("{shown} is not a character device")));
         }
