@@ -250,6 +250,47 @@ def test_a_failing_build_shows_its_log_and_line_and_is_not_cached(client: Client
         assert "7" in run.flat.rsplit("exit", 1)[-1] or "status 7" in run.flat, run.describe()
 
 
+def test_many_steps_make_an_image_in_which_the_last_word_counts(client: Client) -> None:
+    run = client.program(
+        """
+        token = os.environ.get("E2E_TOKEN", "")
+        step = "RUN rm -f /step-* && echo {0} > /step-{0} && echo {1} > /kept-{0}"
+        steps = [step.format(number, token) for number in range(150)]
+        app = modal.App("steps", image=modal.Image.debian_slim().dockerfile_commands(steps))
+
+        @app.function()
+        def seen():
+            kept = [name for name in os.listdir("/") if name.startswith("kept-")]
+            return [name for name in os.listdir("/") if name.startswith("step-")], len(kept)
+
+        @app.local_entrypoint()
+        def main():
+            report("seen", seen.remote())
+        """,
+        env={"E2E_TOKEN": token_hex(8)},
+    ).ok()
+    assert run["seen"] == [["step-149"], 150]
+
+
+def test_an_image_that_a_function_with_arguments_makes_is_ready_when_it_returns(client: Client) -> None:
+    run = client.program(
+        """
+        def prepare(token):
+            open("/prepared", "w").write(token)
+
+        image = modal.Image.debian_slim().run_function(prepare, args=(os.environ.get("E2E_TOKEN", ""),))
+        app = modal.App("prepared")
+
+        @app.local_entrypoint()
+        def main():
+            report("built", attempt(image.build, app)["seconds"])
+        """,
+        env={"E2E_TOKEN": token_hex(8)},
+    ).ok()
+    # Far less than the time for which an idle container of a function is kept.
+    assert run["built"] < 30.0
+
+
 def test_a_published_image_is_found_by_its_name_with_its_log(client: Client) -> None:
     publish = """
         token = os.environ.get("E2E_TOKEN", "")

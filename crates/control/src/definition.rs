@@ -122,7 +122,9 @@ impl Definition {
         let timeout = positive(function.timeout_secs).unwrap_or(TIMEOUT_SECS_DEFAULT);
         let startup = positive(function.startup_timeout_secs).unwrap_or(timeout);
         let concurrency = function.max_concurrent_inputs.max(1);
-        let single_use = function.single_use_containers || function.max_inputs == 1;
+        // What a function that makes an image wrote is taken when its container ends.
+        let single_use =
+            function.single_use_containers || function.max_inputs == 1 || function.is_builder_function;
         FunctionConf {
             id,
             app_id: app,

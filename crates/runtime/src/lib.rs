@@ -37,7 +37,7 @@ pub use spec::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner,
 pub use volume_entry::{Collected, VolumeEntry, VolumeEntryKind};
 
 /// Layers of one container at most.
-pub const LAYERS_MAX: usize = 64;
+pub const LAYERS_MAX: usize = 192;
 /// Binds of one container at most.
 pub const BINDS_MAX: usize = 32;
 /// Served mounts of one container at most.

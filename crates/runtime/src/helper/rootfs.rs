@@ -13,6 +13,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// a small file system mounted over it, in the helper's own mount namespace.
 const STAGE: &str = ".stage";
 
+/// Layers that one overlay takes, with names as [`stage_name`] makes them: every kernel takes a stack of them as
+/// one option of fewer than 256 characters.
+const STACK_MAX: usize = 100;
+/// The upper folder on the stage; no layer is called so.
+const UPPER: &str = "-";
+
 /// The helper's own corner of its mount namespace.
 #[derive(Debug)]
 pub(super) struct Stage {
@@ -39,19 +45,23 @@ impl Stage {
         upper: &OwnedFd,
         base: u32,
     ) -> Result<OwnedFd, RuntimeError> {
-        let mut hung = Hung { stage: self, names: Vec::new() };
-        for (index, layer) in layers.iter().enumerate() {
-            hung.hang(index.to_string(), layer.as_fd()).step("staging a layer")?;
+        if layers.len() > STACK_MAX {
+            let (below, above) = layers.split_at(STACK_MAX);
+            // What lies lowest hides nothing outside of itself, so that it may be a stack of its own.
+            let mut layers = vec![self.stack(below)?];
+            for layer in above {
+                layers.push(layer.try_clone().step("keeping a layer")?);
+            }
+            return self.overlay(&layers, upper, base);
         }
-        hung.hang("u".to_owned(), upper.as_fd()).step("staging the upper folder")?;
-        // Names this short let every kernel take the whole stack as one option of fewer than 256 characters.
-        let lower: Vec<_> = (0..layers.len()).rev().map(|index| index.to_string()).collect();
-        let lower = lower.join(":");
+        let mut hung = Hung { stage: self, names: Vec::new() };
+        let lower = hung.layers(layers)?;
+        hung.hang(UPPER.to_owned(), upper.as_fd()).step("staging the upper folder")?;
         rustix::process::fchdir(&self.folder).step("entering the stage")?;
         let options = [
             ("lowerdir", &*lower),
-            ("upperdir", "u/upper"),
-            ("workdir", "u/work"),
+            ("upperdir", &*format!("{UPPER}/upper")),
+            ("workdir", &*format!("{UPPER}/work")),
             // Renaming directories of a layer works as on any other file system.
             ("redirect_dir", "on"),
             ("index", "off"),
@@ -70,6 +80,27 @@ impl Stage {
 }
 
 impl Stage {
+    /// A read-only overlay of `layers`, bottom first: at least two, and at most what one overlay takes.
+    fn stack(&self, layers: &[OwnedFd]) -> Result<OwnedFd, RuntimeError> {
+        let mut hung = Hung { stage: self, names: Vec::new() };
+        let lower = hung.layers(layers)?;
+        rustix::process::fchdir(&self.folder).step("entering the stage")?;
+        let options = [
+            ("lowerdir", &*lower),
+            ("redirect_dir", "follow"),
+            ("index", "off"),
+            ("metacopy", "off"),
+            ("xino", "off"),
+            ("source", "evoke"),
+        ];
+        let flags = MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        let made = sys::new_mount("overlay", &options, flags).step("mounting a stack of layers");
+        rustix::process::chdir("/").step("leaving the stage")?;
+        made
+    }
+
     /// A detached mount of the directory `path` of a detached mount; made as host user `base` if it is missing.
     pub(super) fn below(&self, mount: &OwnedFd, path: &str, base: u32) -> Result<OwnedFd, RuntimeError> {
         const WHAT: &str = "opening the directory of a volume";
@@ -89,7 +120,25 @@ struct Hung<'a> {
     names: Vec<String>,
 }
 
+/// The name of a layer on the stage: as short as it can be.
+fn stage_name(index: usize) -> String {
+    const SIGNS: &[u8; 62] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    let sign = |digit: usize| char::from(SIGNS[digit % SIGNS.len()]);
+    match index / SIGNS.len() {
+        0 => sign(index).to_string(),
+        high => format!("{}{}", sign(high), sign(index)),
+    }
+}
+
 impl Hung<'_> {
+    /// Hangs layers up; the stack that they are as an overlay's option, which names the highest first.
+    fn layers(&mut self, layers: &[OwnedFd]) -> Result<String, RuntimeError> {
+        for (index, layer) in layers.iter().enumerate() {
+            self.hang(stage_name(index), layer.as_fd()).step("staging a layer")?;
+        }
+        Ok((0..layers.len()).rev().map(stage_name).collect::<Vec<_>>().join(":"))
+    }
+
     fn hang(&mut self, name: String, mount: BorrowedFd<'_>) -> std::io::Result<()> {
         match rustix::fs::mkdirat(&self.stage.folder, &*name, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
