@@ -17,6 +17,7 @@ import data
 import idle
 import machine
 import million
+import volumes
 import warm
 from servers import HOST, Evoke, started
 from table import Row, print_table, write_json
@@ -71,6 +72,7 @@ def benchmarks(evoke_bin: Path, baseline_bin: Path, work: Path) -> dict[str, Cal
         "cold": with_server(lambda evoke: cold.measure(evoke, work), "cold", bases=None),
         "idle": with_server(lambda evoke: idle.measure(evoke, work), "idle"),
         "million": million_run,
+        "volumes": with_server(lambda evoke: volumes.measure(evoke, work), "volumes"),
         "data": with_server(lambda evoke: data.measure(evoke, work), "data"),
     }
 
