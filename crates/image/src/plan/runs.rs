@@ -20,7 +20,23 @@ impl State<'_> {
                 }
                 // Secrets of the image are environment variables of every RUN already.
                 "secret" if mount.fields.iter().any(|(k, _)| k == "env") => {}
-                kind => return Err(fail(at, format!("--mount=type={kind} is not supported"))),
+                "secret" => {
+                    return Err(fail(
+                        at,
+                        "--mount=type=secret needs env=NAME: secrets= of the image are environment variables here",
+                    ));
+                }
+                "ssh" => {
+                    return Err(fail(
+                        at,
+                        "--mount=type=ssh is not supported, as no agent of the client is in reach: give a key or \
+                         token with secrets= instead",
+                    ));
+                }
+                "bind" => {
+                    return Err(fail(at, "--mount=type=bind is not supported: COPY what the command reads"));
+                }
+                kind => return Err(fail(at, format!("there is no --mount=type={kind}"))),
             }
         }
         let argv = match &run.form {
