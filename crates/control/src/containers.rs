@@ -1,16 +1,17 @@
 //! What containers ask: hello, the next inputs, results, heartbeats. Every answer is about the container that
 //! the request's listener belongs to.
 
+use crate::questions::{Answer, Place};
 use crate::results::{status_of, stored_failure, stored_item};
+use crate::shell::Asked;
 use crate::{Control, parse_id, stored};
 use evoke_core::{InputId, TaskId, UnixMs};
-use evoke_engine::{Claim, Claimed, Engine, Invocation, NewOutput, PollRequest};
-use evoke_proto::{CallContext, Status, api};
+use evoke_engine::{Claim, Claimed, Invocation, NewOutput, PollRequest};
+use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::calls;
 use prost::Message;
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a heartbeat's answer is held back, so that a cancellation can be told at once. Below the client's
@@ -59,45 +60,53 @@ impl Control {
             key.hash(&mut hash);
             hash.finish()
         });
-        let mut waiting = Waiting { control: self.clone(), task, armed: false };
-        let turn = self.polls.begin(task);
-        // A question that waits here still was asked on a connection that is gone.
-        self.calls.tasks.wake(task);
+        let poll = PollRequest { task, key, max };
         loop {
-            let waiter = self.calls.tasks.register(task);
-            let woken = waiter.woken();
-            if !self.polls.is_latest(task, turn) {
-                waiting.armed = false;
-                return Err(Status::new(evoke_proto::Code::Aborted, "The container asked again meanwhile"));
-            }
-            let poll = PollRequest { task, key, max };
-            waiting.armed = true;
-            let (claim, ticket) =
-                self.calls.decide(&self, |engine, now| engine.poll_inputs(poll, now), |_| Vec::new())?;
-            match claim {
+            let (claim, ticket) = match self.calls.ask(&self, poll)? {
+                Asked::Answered(claim, ticket) => (claim, ticket),
+                Asked::Waits(place) => match self.wait_for_answer(task, place).await {
+                    Answer::Decided(claim, ticket) => (claim, ticket),
+                    Answer::AskAgain => continue,
+                    Answer::Superseded => {
+                        return Err(Status::new(Code::Aborted, "The container asked again meanwhile"));
+                    }
+                    Answer::Refused(status) => return Err(status),
+                },
+            };
+            self.calls.stored(&self, ticket).await?;
+            let inputs = match claim {
                 Claim::Inputs(claimed) => {
-                    self.calls.stored(&self, ticket).await?;
-                    waiting.armed = false;
                     let mut inputs = Vec::with_capacity(claimed.len());
                     for claim in claimed {
                         inputs.push(self.input_item(claim).await?);
                     }
-                    return Ok(api::FunctionGetInputsResponse { inputs, ..Default::default() });
+                    inputs
                 }
                 Claim::KillSwitch => {
-                    self.calls.stored(&self, ticket).await?;
-                    waiting.armed = false;
-                    let last = api::FunctionGetInputsItem { kill_switch: true, ..Default::default() };
-                    return Ok(api::FunctionGetInputsResponse { inputs: vec![last], ..Default::default() });
+                    vec![api::FunctionGetInputsItem { kill_switch: true, ..Default::default() }]
                 }
-                Claim::Wait { until: None } => woken.await,
-                Claim::Wait { until: Some(until) } => {
-                    let wait = Duration::from_millis(until.since(self.now()));
-                    // Woken or due: either way the engine is asked again.
-                    let _ = tokio::time::timeout(wait, woken).await;
+                Claim::Wait { .. } => continue,
+            };
+            return Ok(api::FunctionGetInputsResponse { inputs, ..Default::default() });
+        }
+    }
+
+    /// Waits until a question has its answer, or has to be asked again.
+    async fn wait_for_answer(self: &Arc<Self>, task: TaskId, place: Place) -> Answer {
+        let Place { turn, answer, until } = place;
+        let mut waiting = Waiting { control: self.clone(), task, turn, armed: true };
+        let answer = match until {
+            None => answer.await,
+            Some(until) => {
+                let wait = Duration::from_millis(until.since(self.now()));
+                match tokio::time::timeout(wait, answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => return Answer::AskAgain,
                 }
             }
-        }
+        };
+        waiting.armed = false;
+        answer.unwrap_or(Answer::AskAgain)
     }
 
     async fn input_item(&self, claim: Claimed) -> Result<api::FunctionGetInputsItem, Status> {
@@ -111,7 +120,7 @@ impl Control {
                 .ok_or_else(|| Status::internal(format!("The payload of {} is gone", claim.input_id)))?,
         };
         let input = api::FunctionInput::decode(payload)
-            .map_err(|error| Status::new(evoke_proto::Code::DataLoss, format!("stored input: {error}")))?;
+            .map_err(|error| Status::new(Code::DataLoss, format!("stored input: {error}")))?;
         Ok(api::FunctionGetInputsItem {
             input_id: claim.input_id.to_string(),
             input: Some(input),
@@ -204,11 +213,12 @@ impl Control {
     }
 }
 
-/// A question for inputs under way. If its connection goes away while it waits, the engine must know that
-/// nobody is there to be woken.
+/// A question for inputs that waits. If its connection goes away meanwhile, the engine must know that nobody is
+/// there to be woken.
 struct Waiting {
     control: Arc<Control>,
     task: TaskId,
+    turn: u64,
     armed: bool,
 }
 
@@ -218,44 +228,16 @@ impl Drop for Waiting {
             return;
         }
         let task = self.task;
-        let dropped = |engine: &mut Engine, now| Ok(engine.poll_dropped(task, now));
-        // The ticket is not waited for: the decision only moves a wake-up.
-        if let Err(status) = self.control.calls.decide(&self.control, dropped, |()| Vec::new()) {
+        if let Err(status) = self.control.calls.withdraw(&self.control, task, self.turn) {
             tracing::error!(%task, %status, "could not withdraw a question for inputs");
         }
-    }
-}
-
-/// Which of a container's questions for inputs is its latest.
-#[derive(Debug, Default)]
-pub(crate) struct Polls(Mutex<HashMap<TaskId, u64>>);
-
-impl Polls {
-    fn lock(&self) -> MutexGuard<'_, HashMap<TaskId, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    fn begin(&self, task: TaskId) -> u64 {
-        let mut latest = self.lock();
-        let turn = latest.entry(task).or_default();
-        *turn += 1;
-        *turn
-    }
-    fn is_latest(&self, task: TaskId, turn: u64) -> bool {
-        self.lock().get(&task) == Some(&turn)
-    }
-    /// The container is gone.
-    pub(crate) fn forget(&self, task: TaskId) {
-        self.lock().remove(&task);
     }
 }
 
 /// The container that a request came from.
 pub(crate) fn task_of(context: &CallContext) -> Result<TaskId, Status> {
     context.principal.task().ok_or_else(|| {
-        Status::new(
-            evoke_proto::Code::PermissionDenied,
-            format!("{} is only for containers", context.rpc.name),
-        )
+        Status::new(Code::PermissionDenied, format!("{} is only for containers", context.rpc.name))
     })
 }
 

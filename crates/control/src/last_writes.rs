@@ -20,7 +20,7 @@ impl LastWrites {
             last.retain(|_, seq| !store.is_committed(*seq));
         }
         // Inside the lock: whoever sees the change in the store finds its number here.
-        let tickets = store.submit_all(batches, Grade::Synced);
+        let tickets = store.submit_all(batches.into_iter().map(|writes| (writes, Grade::Synced)).collect());
         if let Some(seq) = tickets.last().map(Ticket::seq) {
             last.insert(id.to_string(), seq);
         }

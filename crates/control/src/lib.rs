@@ -37,6 +37,7 @@ mod names;
 mod overview;
 pub mod ports;
 mod publish;
+mod questions;
 mod queue_lines;
 mod queues;
 mod rebuild;
@@ -150,7 +151,6 @@ pub struct Control {
     pub(crate) anonymous_secrets: tokio::sync::Mutex<()>,
     pub(crate) builds: image_logs::Builds,
     pub(crate) commits: reports::Commits,
-    pub(crate) polls: containers::Polls,
     pub(crate) volumes: volumes::State,
     pub(crate) app_events: logs::AppEvents,
     pub(crate) last_writes: last_writes::LastWrites,
@@ -207,7 +207,6 @@ impl Control {
             anonymous_secrets: tokio::sync::Mutex::default(),
             builds: image_logs::Builds::default(),
             commits: reports::Commits::default(),
-            polls: containers::Polls::default(),
             volumes: volumes::State::default(),
             app_events: logs::AppEvents::default(),
             last_writes: last_writes::LastWrites::default(),

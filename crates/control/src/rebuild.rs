@@ -42,7 +42,7 @@ impl Control {
         let me = self.clone();
         let effects = crate::blocking(move || {
             // From here on no decision is made until the new engine is in place.
-            let mut engine = me.calls.engine();
+            let mut state = me.calls.lock();
             me.rebuilding.store(false, Ordering::Release);
             // Everything that was decided has been stored or refused once this empty batch is through; its own
             // fate does not matter.
@@ -60,7 +60,7 @@ impl Control {
             }
             steps.push(fresh.recover(recovered, now));
             steps.push(fresh.adopt(&alive, now));
-            *engine = fresh;
+            state.engine = fresh;
             let mut effects = Vec::new();
             for step in steps {
                 // A refusal is seen by the next decision that waits for its own writes.

@@ -43,12 +43,10 @@ impl Control {
             }
             WorkerEvent::StartFailed { task, error, at } => {
                 self.show_state(task, Phase::Exited, at);
-                self.polls.forget(task);
                 self.start_failed(task, &error.to_string()).await
             }
             WorkerEvent::Exited { task, exit, usage, committed, at } => {
                 self.show_state(task, Phase::Exited, at);
-                self.polls.forget(task);
                 self.take_exit(task, exit, usage, committed).await
             }
         }

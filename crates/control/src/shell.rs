@@ -5,10 +5,11 @@
 //! only after everything the engine knew at that moment is stored. So nobody ever sees what a crash could
 //! still take back.
 
+use crate::questions::{Outcome, Place, Questions};
 use crate::wakers::Wakers;
 use crate::{Control, stored};
 use evoke_core::{AppId, CallId, Clock, TaskId, UnixMs};
-use evoke_engine::{Effect, Engine, FunctionConf, Step, StopHow};
+use evoke_engine::{Claim, Effect, Engine, FunctionConf, PollRequest, Step, StopHow};
 use evoke_proto::worker::StopMode;
 use evoke_proto::{CallContext, Status};
 use evoke_store::{Grade, IdempotencyRow, Store, Ticket, Write};
@@ -20,13 +21,11 @@ use tokio::sync::Notify;
 
 /// The engine and those who wait for it.
 pub(crate) struct Calls {
-    engine: Mutex<Engine>,
+    state: Mutex<State>,
     store: Store,
     clock: Arc<dyn Clock>,
     /// Waiting `FunctionGetOutputs` and chunk streams.
     pub(crate) calls: Wakers<CallId>,
-    /// Waiting `FunctionGetInputs`.
-    pub(crate) tasks: Wakers<TaskId>,
     /// Held `ContainerHeartbeat`s.
     pub(crate) heartbeats: Wakers<TaskId>,
     /// The deadline that the timer task sleeps for (Unix ms); `u64::MAX` for none.
@@ -34,14 +33,25 @@ pub(crate) struct Calls {
     rearm: Notify,
 }
 
+/// What the lock guards.
+pub(crate) struct State {
+    pub(crate) engine: Engine,
+    questions: Questions,
+}
+
+/// What a container's question for inputs comes to.
+pub(crate) enum Asked {
+    Answered(Claim, Option<Ticket>),
+    Waits(Place),
+}
+
 impl Calls {
     pub(crate) fn new(engine: Engine, store: Store, clock: Arc<dyn Clock>) -> Self {
         Self {
-            engine: Mutex::new(engine),
+            state: Mutex::new(State { engine, questions: Questions::default() }),
             store,
             clock,
             calls: Wakers::default(),
-            tasks: Wakers::default(),
             heartbeats: Wakers::default(),
             armed: AtomicU64::new(u64::MAX),
             rearm: Notify::new(),
@@ -49,22 +59,18 @@ impl Calls {
     }
 
     /// The engine itself, to be replaced.
-    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
-        self.lock()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Engine> {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads from the engine. Pair with [`Calls::settled`] before a reply built on it leaves.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Engine) -> T) -> T {
-        look(&self.lock())
+        look(&self.lock().engine)
     }
 
     /// Reads from the engine where reading notes something (a call was asked about). No decision is made.
     pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Engine) -> T) -> T {
-        look(&mut self.lock())
+        look(&mut self.lock().engine)
     }
 
     /// Waits until everything that the engine has decided so far is stored.
@@ -80,20 +86,60 @@ impl Calls {
         decide: impl FnOnce(&mut Engine, UnixMs) -> evoke_core::Result<Step<T>>,
         more: impl FnOnce(&T) -> Vec<Write>,
     ) -> Result<(T, Option<Ticket>), Status> {
-        let (reply, effects, ticket, deadline) = {
-            let mut engine = self.lock();
-            let step = decide(&mut engine, self.clock.now())?;
+        self.decide_in(control, |state, now| decide(&mut state.engine, now), more)
+    }
+
+    fn decide_in<T>(
+        &self,
+        control: &Control,
+        decide: impl FnOnce(&mut State, UnixMs) -> evoke_core::Result<Step<T>>,
+        more: impl FnOnce(&T) -> Vec<Write>,
+    ) -> Result<(T, Option<Ticket>), Status> {
+        let (reply, mut submitted, deadline) = {
+            let mut state = self.lock();
+            let now = self.clock.now();
+            let step = decide(&mut state, now)?;
             let mut writes: Vec<Write> = step.writes.into_iter().map(Write::from).collect();
             writes.extend(more(&step.reply));
+            let mut outcome = Outcome::new(writes, step.grade);
+            let State { engine, questions } = &mut *state;
+            outcome.follow(step.effects, engine, questions, now);
             // Inside the lock: the order of decisions is the order of writes.
-            let ticket = (!writes.is_empty()).then(|| self.store.submit(writes, step.grade));
-            (step.reply, step.effects, ticket, engine.next_deadline())
+            (step.reply, outcome.submit(&self.store), engine.next_deadline())
         };
-        self.perform_all(control, effects);
+        self.perform_all(control, std::mem::take(&mut submitted.effects));
+        let ticket = submitted.own.take();
+        submitted.tell();
         if deadline.is_some_and(|at| at.0 < self.armed.load(Ordering::Acquire)) {
             self.rearm.notify_one();
         }
         Ok((reply, ticket))
+    }
+
+    /// A container's question for inputs: answered at once, or put where the decision finds it that has an
+    /// answer.
+    pub(crate) fn ask(&self, control: &Control, poll: PollRequest) -> Result<Asked, Status> {
+        let ask = |state: &mut State, now| {
+            state.questions.supersede(poll.task);
+            let step = state.engine.poll_inputs(poll, now)?;
+            let place = match step.reply {
+                Claim::Wait { until } => Some(state.questions.wait(poll, until)),
+                _ => None,
+            };
+            Ok(step.map(|claim| (claim, place)))
+        };
+        let ((claim, place), ticket) = self.decide_in(control, ask, |_| Vec::new())?;
+        Ok(place.map_or(Asked::Answered(claim, ticket), Asked::Waits))
+    }
+
+    /// A question that waits is not waited for any more.
+    pub(crate) fn withdraw(&self, control: &Control, task: TaskId, turn: u64) -> Result<(), Status> {
+        let withdraw = |state: &mut State, now| {
+            state.questions.withdraw(task, turn);
+            Ok(state.engine.poll_dropped(task, now))
+        };
+        // The ticket is not waited for: the decision only moves a wake-up.
+        self.decide_in(control, withdraw, |()| Vec::new()).map(|_| ())
     }
 
     /// Waits until the writes of a decision are stored; for one that only read, until what it read is.
@@ -153,7 +199,7 @@ impl Calls {
     /// Has everybody who waits ask again.
     pub(crate) fn wake_everybody(&self) {
         self.calls.wake_all();
-        self.tasks.wake_all();
+        self.lock().questions.ask_all_again();
         self.heartbeats.wake_all();
         self.rearm.notify_one();
     }
@@ -161,7 +207,8 @@ impl Calls {
     fn perform(&self, control: &Control, effect: Effect) {
         match effect {
             Effect::WakeCall(call) => self.calls.wake(call),
-            Effect::WakeTask(task) => self.tasks.wake(task),
+            // The decision itself has answered the question that waited.
+            Effect::WakeTask(_) => {}
             Effect::WakeHeartbeat(task) => self.heartbeats.wake(task),
             Effect::CurrentInput { task, current } => control.worker().set_current_input(task, current),
             Effect::PoolChanged(function) => control.pool_changed(function),

@@ -96,11 +96,25 @@ impl Db {
 
     fn try_commit(&self, batches: &[&[Write]]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         self.statement("BEGIN IMMEDIATE")?;
-        if let [batch] = batches {
-            self.apply(batch)?;
-            self.statement("COMMIT")?;
-            return Ok(vec![Ok(())]);
+        match batches.iter().try_for_each(|batch| self.apply(batch)) {
+            Ok(()) => {
+                self.statement("COMMIT")?;
+                Ok(batches.iter().map(|_| Ok(())).collect())
+            }
+            Err(error) if batches.len() == 1 || error.is_of_the_machine() => Err(error),
+            Err(_) => {
+                if !self.conn.is_autocommit() {
+                    self.statement("ROLLBACK")?;
+                }
+                self.commit_one_by_one(batches)
+            }
         }
+    }
+
+    /// The same where one of the batches is known to fail. A savepoint for each costs more than most batches do,
+    /// and hardly ever does one fail.
+    fn commit_one_by_one(&self, batches: &[&[Write]]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        self.statement("BEGIN IMMEDIATE")?;
         let mut results = Vec::with_capacity(batches.len());
         for batch in batches {
             self.statement("SAVEPOINT batch")?;

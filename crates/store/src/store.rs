@@ -107,9 +107,9 @@ impl Store {
     }
 
     /// Submits several batches, one after the other with nothing in between. Each succeeds or fails alone.
-    pub fn submit_all(&self, batches: Vec<Vec<Write>>, grade: Grade) -> Vec<Ticket> {
+    pub fn submit_all(&self, batches: Vec<(Vec<Write>, Grade)>) -> Vec<Ticket> {
         let (replies, waiting): (Vec<_>, Vec<_>) = batches.iter().map(|_| oneshot::channel()).unzip();
-        let batches = batches.into_iter().zip(replies).map(|(writes, reply)| (writes, grade, reply));
+        let batches = batches.into_iter().zip(replies).map(|((writes, grade), reply)| (writes, grade, reply));
         let mut tickets = Vec::with_capacity(waiting.len());
         let mut waiting = waiting.into_iter();
         self.inner.queue.push_all(batches, |seq| {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 /// Milliseconds after its commit at which the sync of a [`crate::Grade::Written`] batch begins at the
 /// latest, unless the disk is still busy with the sync before.
-pub const SYNC_DELAY_MS: u64 = 5;
+pub const SYNC_DELAY_MS: u64 = 8;
 
 #[derive(Default)]
 struct Pending {

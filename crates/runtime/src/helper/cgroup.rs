@@ -195,6 +195,11 @@ fn favor_dynamic_modifications(options: &str) {
     let _ = attempt();
 }
 
+/// The processors of this machine.
+fn cores() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+}
+
 /// Writes a control file.
 fn write(group: &Path, file: &str, value: &str) -> Result<(), RuntimeError> {
     let path = group.join(file);

@@ -1,12 +1,14 @@
 //! Version 1: one hierarchy per controller, or several controllers in one.
 
-use super::{mounted, read_field, read_number, write, write_if_present};
+use super::{cores, mounted, read_field, read_number, write, write_if_present};
 use crate::helper::sys::Step;
 use crate::{Limits, RuntimeError, Usage};
 use std::path::{Path, PathBuf};
 
 /// The period over which a processor limit is counted, in microseconds.
 const PERIOD_US: u64 = 100_000;
+/// The most shares that the kernel takes.
+const SHARES_MAX: u64 = 262_144;
 /// The controllers that matter here.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
 
@@ -37,7 +39,14 @@ impl Parents {
                 _ => groups.push((controller, group)),
             }
         }
-        Ok(if groups.is_empty() { None } else { Some(Self { groups }) })
+        let parents = Self { groups };
+        if let Some(cpu) = parents.parent("cpu") {
+            // All containers together against the rest of the machine: the share of one ordinary program on each
+            // processor, not that of a single program.
+            let shares = (cores() * 1024).min(SHARES_MAX);
+            write(cpu, "cpu.shares", &shares.to_string())?;
+        }
+        Ok(if parents.groups.is_empty() { None } else { Some(parents) })
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -49,8 +58,12 @@ impl Parents {
         (found.len() == CONTROLLERS.len(), format!("version 1 with {}", found.join(", ")))
     }
 
+    fn parent(&self, controller: &str) -> Option<&Path> {
+        self.groups.iter().find(|(name, _)| *name == controller).map(|(_, path)| path.as_path())
+    }
+
     fn group(&self, controller: &str, id: &str) -> Option<PathBuf> {
-        self.groups.iter().find(|(name, _)| *name == controller).map(|(_, path)| path.join(id))
+        self.parent(controller).map(|path| path.join(id))
     }
 
     pub(super) fn create(&self, id: &str, limits: &Limits) -> Result<(), RuntimeError> {
@@ -64,7 +77,7 @@ impl Parents {
             }
         }
         if let Some(cpu) = self.group("cpu", id) {
-            let shares = (u64::from(limits.cpu_shares_milli) * 1024 / 1000).clamp(2, 262_144);
+            let shares = (u64::from(limits.cpu_shares_milli) * 1024 / 1000).clamp(2, SHARES_MAX);
             write(&cpu, "cpu.shares", &shares.to_string())?;
             if let Some(milli) = limits.cpu_max_milli {
                 let quota = (u64::from(milli) * PERIOD_US / 1000).max(1000);

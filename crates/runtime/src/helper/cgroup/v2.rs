@@ -1,6 +1,6 @@
 //! Version 2: one hierarchy for all controllers.
 
-use super::{read_field, read_number, write, write_if_present};
+use super::{cores, read_field, read_number, write, write_if_present};
 use crate::helper::sys::{self, Step};
 use crate::{Limits, RuntimeError, Usage};
 use rustix::fs::OFlags;
@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 const PERIOD_US: u64 = 100_000;
 /// What must be there for containers to be limited by this version.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// The largest weight that the kernel takes.
+const WEIGHT_MAX: u64 = 10_000;
 const ENABLE: &str = "+cpu +memory +pids";
 
 /// The parent group.
@@ -43,6 +45,9 @@ impl Parent {
             _ => {}
         }
         write(&path, "cgroup.subtree_control", ENABLE)?;
+        // All containers together against the rest of the machine: the weight of one ordinary group (100) on each
+        // processor, not that of a single one.
+        write(&path, "cpu.weight", &(cores() * 100).min(WEIGHT_MAX).to_string())?;
         Ok(Self { path })
     }
 
@@ -91,7 +96,7 @@ impl Parent {
 /// Thousandths of a core as a weight, by the formula that systemd and the OCI runtimes use for shares.
 fn weight(shares_milli: u32) -> u64 {
     let shares = (u64::from(shares_milli) * 1024 / 1000).clamp(2, 262_144);
-    1 + (shares - 2) * 9999 / 262_142
+    1 + (shares - 2) * (WEIGHT_MAX - 1) / 262_142
 }
 
 fn move_processes(root: &Path) -> Result<(), RuntimeError> {
