@@ -1,5 +1,6 @@
 """Images: every kind of step, what is cached, what a failure says, and bases from a registry."""
 
+import base64
 import json
 import os
 import sys
@@ -439,6 +440,39 @@ def test_a_base_from_a_registry_through_a_mirror(published: str, client: Client,
     before = len(registry.asked)
     assert client.program(program, env=env).ok()["look"] == look
     assert not [path for path in registry.asked[before:] if "/blobs/" in path]
+
+
+def test_a_private_registry(published: str, client: Client, registry: Registry) -> None:
+    program = """
+        login = modal.Secret.from_dict(
+            {"REGISTRY_USERNAME": "somebody", "REGISTRY_PASSWORD": os.environ.get("E2E_PASSWORD", "")}
+        )
+        reference = os.environ.get("E2E_REFERENCE", "")
+        secret = login if os.environ.get("E2E_LOGIN") else None
+        image = modal.Image.from_registry(reference, secret=secret)
+        app = modal.App("private", image=image.run_commands("echo ${REGISTRY_PASSWORD:-nothing} > /seen"))
+
+        @app.function()
+        def look():
+            return [open("/opt/marker").read(), open("/seen").read().strip(), "REGISTRY_PASSWORD" in os.environ]
+
+        @app.local_entrypoint()
+        def main():
+            report("look", look.remote())
+        """
+    for image in list(registry.manifests):
+        registry.manifests[image.replace("team/", "private/")] = registry.manifests[image]
+    password = token_hex(16)
+    registry.members.add("Basic " + base64.b64encode(f"somebody:{password}".encode()).decode())
+    reference = f"{registry.address.removeprefix('http://')}/private/base:{published}"
+    env = {"E2E_REFERENCE": reference, "E2E_PASSWORD": "wrong-" + token_hex(16)}
+    nobody = client.program(program, env=env).failed()
+    assert "REGISTRY_USERNAME" in nobody.flat, nobody.describe()
+    wrong = client.program(program, env={**env, "E2E_LOGIN": "1"}).failed()
+    assert "refused the credentials" in wrong.flat, wrong.describe()
+    assert env["E2E_PASSWORD"] not in wrong.output
+    run = client.program(program, env={**env, "E2E_LOGIN": "1", "E2E_PASSWORD": password}).ok()
+    assert run["look"] == [published, "nothing", False]
 
 
 def test_a_tag_that_a_registry_lacks(published: str, client: Client) -> None:

@@ -180,12 +180,17 @@ impl Control {
             mount => Some(self.mount_tree(parse_id(mount)?).await?),
         };
         let secrets = self.open_secrets(&image.secret_ids).await?.into_iter().collect();
+        let registry_secret = match registry_secret_of(&image) {
+            None => None,
+            Some(id) => Some(self.open_secrets(&[id.to_owned()]).await?),
+        };
         let request = BuildRequest {
             image_id: row.id,
             image,
             builder_version: version,
             bases,
             secrets,
+            registry_secret,
             context,
             force_build,
             ignore_cache,
@@ -292,11 +297,21 @@ impl Control {
     }
 }
 
+/// The id of the secret with the login for the base's registry.
+fn registry_secret_of(image: &api::Image) -> Option<&str> {
+    let config = image.image_registry_config.as_ref()?;
+    (!config.secret_id.is_empty()).then_some(config.secret_id.as_str())
+}
+
 /// The same recipe on the same bases has the same digest.
 fn recipe_digest(image: &api::Image, version: &str) -> String {
     let mut canonical = image.clone();
     // Clients generate these anew each time; what they carry is covered by the base image and the source.
     canonical.version.clear();
+    // How the base's registry is logged in to does not change what is in the base.
+    if let Some(config) = &mut canonical.image_registry_config {
+        config.secret_id.clear();
+    }
     let mut hash = Sha256::new();
     hash.update(version.as_bytes());
     hash.update([0]);

@@ -7,6 +7,7 @@ use evoke_files::{ContentHash, VolumeContent};
 use evoke_proto::api;
 use evoke_proto::worker::LayerRef;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -90,6 +91,8 @@ pub struct BuildRequest {
     pub bases: Vec<(String, BuiltImage)>,
     /// Build secrets, for the environment of its steps only.
     pub secrets: Vec<(String, String)>,
+    /// The secret with a login for the base's registry, if the recipe names one.
+    pub registry_secret: Option<BTreeMap<String, String>>,
     /// Files of the context mount: path, digest, mode; and a folder with them.
     pub context: Option<(Vec<api::MountFile>, PathBuf)>,
     /// Build anew and replace what is cached.

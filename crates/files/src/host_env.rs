@@ -26,6 +26,8 @@ const VARIABLES: &[&str] = &[
     "VIRTUAL_ENV",
     "XDG_CONFIG_HOME",
     "XDG_CONFIG_DIRS",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_ECR",
     "EVOKE_MODAL_WHEEL",
     "HOME",
 ];

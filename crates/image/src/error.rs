@@ -71,6 +71,19 @@ pub enum ImageError {
         /// The mend, where it is known.
         hint: Option<&'static str>,
     },
+    /// A registry, or who gives out its passwords, said no.
+    #[error("{url}: {message}. {mend}")]
+    Denied {
+        /// What was asked for, without credentials.
+        url: String,
+        /// What was refused.
+        message: String,
+        /// What to do about it.
+        mend: String,
+    },
+    /// A secret that holds no login for a registry.
+    #[error("{0}")]
+    Login(String),
     /// What came is not what its digest says.
     #[error("{what}: the content does not match its digest: expected {expected}, got {got}")]
     Digest {
@@ -145,9 +158,10 @@ impl ImageError {
     /// The failure in the system's vocabulary.
     pub fn to_core(&self) -> Error {
         let code = match self {
-            Self::Dockerfile(_) | Self::Instruction { .. } | Self::Reference { .. } => {
+            Self::Dockerfile(_) | Self::Instruction { .. } | Self::Reference { .. } | Self::Login(_) => {
                 ErrorCode::InvalidArgument
             }
+            Self::Denied { .. } => ErrorCode::PermissionDenied,
             Self::Run { .. } | Self::NoBase { .. } => ErrorCode::FailedPrecondition,
             Self::Fetch { .. } | Self::Unreachable { .. } => ErrorCode::Unavailable,
             Self::Digest { .. } | Self::Malformed { .. } => ErrorCode::DataLoss,

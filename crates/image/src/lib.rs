@@ -28,7 +28,7 @@ pub mod steps;
 mod testing;
 mod tree;
 
-pub use base::{BaseConfig, BaseSource, BaseTools, Bases, Credentials, Reference};
+pub use base::{BaseConfig, BaseSource, BaseTools, Bases, Login, LoginKind, Reference};
 pub use build::{BuildRequest, BuildTools, FunctionLayer, ImageBuilder};
 pub use container::RuntimeBuilder;
 pub use context::{Context, ContextEntry, NoContext};

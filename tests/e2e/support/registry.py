@@ -17,6 +17,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 TOKEN = "a-token-for-anybody"
+TOKEN_OF_MEMBERS = "a-token-for-members"
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Registry:
 
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    # Who may pull what lies below `private/`: the Authorization header of a name and password.
+    members: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     _server: ThreadingHTTPServer | None = None
 
@@ -96,8 +99,13 @@ class Registry:
         path = request.path.split("?")[0]
         self.asked.append(path)
         if path == "/token":
-            return _send(request, 200, "application/json", json.dumps({"token": TOKEN}).encode())
-        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            given = request.headers.get("authorization", "")
+            if given and given not in self.members:
+                return _send(request, 401, "application/json", b"{}")
+            token = TOKEN_OF_MEMBERS if given else TOKEN
+            return _send(request, 200, "application/json", json.dumps({"token": token}).encode())
+        accepted = [TOKEN_OF_MEMBERS] if path.startswith("/v2/private/") else [TOKEN, TOKEN_OF_MEMBERS]
+        if request.headers.get("authorization", "").removeprefix("Bearer ") not in accepted:
             challenge = f'Bearer realm="{self.address}/token",service="local",scope="repository:any:pull"'
             return _send(request, 401, "application/json", b"{}", {"www-authenticate": challenge})
         name, _, reference = path.removeprefix("/v2/").rpartition("/")

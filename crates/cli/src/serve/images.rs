@@ -7,8 +7,9 @@ use evoke_control::ports::{BuildLog, BuildRequest, BuiltImage, ImageBuilder, Sto
 use evoke_core::Error;
 use evoke_image::{
     Context, ContextEntry, ContextMount, ImageError, ImageSpec, LayerOwner, LayerRef, Libc, LogSink,
-    LogStream, Recipe, SecretRef,
+    LogStream, Login, LoginKind, Recipe, SecretRef,
 };
+use evoke_proto::api;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -91,10 +92,13 @@ impl ImageBuilder for Images {
             builder_version: request.builder_version,
             run_function: None,
         };
+        let kind = image.image_registry_config.unwrap_or_default().registry_auth_type();
+        let login = request.registry_secret.map(|values| Login::from_secret(login_kind(kind), &values));
+        let login = login.transpose().map_err(|e| e.to_core())?;
         let wanted = evoke_image::BuildRequest {
             recipe,
             secret_env: request.secrets,
-            credentials: None,
+            login,
             force_build: request.force_build,
             ignore_cache: request.ignore_cache,
         };
@@ -115,6 +119,16 @@ impl ImageBuilder for Images {
         let digest = hex(&Sha256::digest(path.to_string_lossy().as_bytes()));
         spec.layers.push(LayerRef { digest, path, owner: LayerOwner::Canonical });
         built_of(&spec)
+    }
+}
+
+/// What the client says the registry's secret holds.
+fn login_kind(kind: api::RegistryAuthType) -> LoginKind {
+    match kind {
+        api::RegistryAuthType::Aws => LoginKind::Aws,
+        api::RegistryAuthType::Gcp => LoginKind::Google,
+        api::RegistryAuthType::StaticCreds => LoginKind::Password,
+        api::RegistryAuthType::Unspecified | api::RegistryAuthType::Public => LoginKind::Any,
     }
 }
 

@@ -47,6 +47,8 @@ use worker_gate::WorkerGate;
 
 /// The image builder version that clients are told to use: the newest that every supported client knows.
 const BUILDER_VERSION: &str = "2025.06";
+/// Variables that say where the API of Amazon's registry is, as AWS's own tools read them.
+const ECR_ENDPOINT: [&str; 2] = ["AWS_ENDPOINT_URL_ECR", "AWS_ENDPOINT_URL"];
 /// How long containers have from SIGINT to SIGKILL when the server is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -193,6 +195,7 @@ async fn rooms(
         layers: layers.clone(),
         downloads: inside("spool/downloads"),
         network: Arc::new(network),
+        ecr_endpoint: launch.host_env.first(&ECR_ENDPOINT).map(str::to_owned),
     };
     let mut bases = launch.config.images.clone();
     bases.host.never.push(data.path().to_path_buf());

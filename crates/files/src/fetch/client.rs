@@ -24,6 +24,8 @@ const REDIRECTS_MAX: u32 = 10;
 /// Idle connections kept for reuse, in all and to one host.
 const IDLE_CONNECTIONS_MAX: usize = 16;
 const IDLE_PER_HOST_MAX: usize = 8;
+/// Headers that prove who asks: only the host that was asked for gets them.
+const PRIVATE_HEADERS: [&str; 3] = ["authorization", "cookie", "x-amz-security-token"];
 /// The longest `Retry-After` that is waited for; a longer one counts as a failure.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15);
 
@@ -268,7 +270,7 @@ impl Fetcher {
         let mut request = request.body(body.unwrap_or_default()).map_err(|_| bad_url())?;
         for (name, value) in headers {
             let name = HeaderName::try_from(*name).map_err(|_| bad_url())?;
-            if !trusted && (name == header::AUTHORIZATION || name == header::COOKIE) {
+            if !trusted && PRIVATE_HEADERS.contains(&name.as_str()) {
                 continue;
             }
             request.headers_mut().insert(name, HeaderValue::try_from(*value).map_err(|_| bad_url())?);

@@ -13,7 +13,7 @@ mod uv;
 
 pub use host::{HostConfig, find_interpreters};
 pub use reference::{DOCKER_HUB, Reference};
-pub use registry::{Credentials, RegistryConfig};
+pub use registry::{AwsKeys, Credentials, Login, LoginKind, RegistryConfig};
 
 use crate::digest::Hasher;
 use crate::error::{ImageError, Result};
@@ -88,6 +88,8 @@ pub struct BaseTools {
     pub downloads: PathBuf,
     /// How the host reaches package indexes, for set-up commands of a base.
     pub network: Arc<crate::network::HostNetwork>,
+    /// Where the API of Amazon's registry is, if this machine's configuration says another address.
+    pub ecr_endpoint: Option<String>,
 }
 
 /// The machine's architecture as registries and Debian call it.
@@ -147,7 +149,7 @@ impl Bases {
     pub async fn resolve(
         &self,
         reference: &str,
-        credentials: Option<&Credentials>,
+        login: Option<&Login>,
         fresh: bool,
         log: &dyn LogSink,
     ) -> Result<ImageSpec> {
@@ -163,23 +165,19 @@ impl Bases {
                 }
             }
         }
-        let image = self.find(reference, credentials, log).await?;
+        let image = self.find(reference, login, log).await?;
         self.tools.index.put_image(&key, &image).await?;
         Ok(image)
     }
 
-    async fn find(
-        &self,
-        reference: &str,
-        credentials: Option<&Credentials>,
-        log: &dyn LogSink,
-    ) -> Result<ImageSpec> {
+    async fn find(&self, reference: &str, login: Option<&Login>, log: &dyn LogSink) -> Result<ImageSpec> {
         let parsed = Reference::parse(reference)?;
         let mut tried = Vec::new();
+        let mut refused = false;
         for source in &self.config.order {
             let (name, found) = match source {
                 BaseSource::Local => ("local images", self.local(&parsed, log).await),
-                BaseSource::Registry => ("registry", self.registry(&parsed, credentials, log).await),
+                BaseSource::Registry => ("registry", self.registry(&parsed, login, log).await),
                 BaseSource::Debian if uv::is_uv(&parsed) => ("package index", self.uv(&parsed, log).await),
                 BaseSource::Debian => ("Debian archive", self.debian(&parsed, log).await),
                 BaseSource::Host => ("this machine", self.host(&parsed, log).await),
@@ -187,18 +185,29 @@ impl Bases {
             match found {
                 Ok(image) => return Ok(image),
                 Err(Miss::NotMine(why)) => tried.push((name.to_owned(), why)),
+                // What else has an image of that name would not be the one that a password was given for.
+                Err(Miss::Failed(error @ (ImageError::Denied { .. } | ImageError::Login(_))))
+                    if login.is_some() =>
+                {
+                    return Err(error);
+                }
                 Err(Miss::Failed(error)) => {
                     say(log, format!("{name}: {error}"));
+                    refused |= matches!(error, ImageError::Denied { .. });
                     tried.push((name.to_owned(), error.to_string()));
                 }
             }
         }
-        Err(ImageError::NoBase { reference: parsed.familiar(), tried, mend: self.mend(&parsed) })
+        Err(ImageError::NoBase { reference: parsed.familiar(), tried, mend: self.mend(&parsed, refused) })
     }
 
-    fn mend(&self, reference: &Reference) -> String {
+    fn mend(&self, reference: &Reference, refused: bool) -> String {
         let mut mends = vec![
-            format!("Make {} reachable from this machine", reference.registry),
+            if refused {
+                format!("Give {} the credentials it asks for", reference.registry)
+            } else {
+                format!("Make {} reachable from this machine", reference.registry)
+            },
             format!(
                 "or configure a mirror of it (images.registry.mirrors.\"{}\" = [\"http://host:5000\"])",
                 reference.registry

@@ -8,7 +8,7 @@ mod stage;
 
 pub use function::FunctionLayer;
 
-use crate::base::{BaseConfig, BaseTools, Bases, Credentials};
+use crate::base::{BaseConfig, BaseTools, Bases, Login, Reference};
 use crate::context::Context;
 use crate::digest::Hasher;
 use crate::dockerfile::{self, Dockerfile};
@@ -46,8 +46,8 @@ pub struct BuildRequest {
     pub recipe: Recipe,
     /// Values of the recipe's secrets, as environment of its RUNs.
     pub secret_env: Vec<(String, String)>,
-    /// For the registry of its bases.
-    pub credentials: Option<Credentials>,
+    /// For the registry of its base, and no other.
+    pub login: Option<Login>,
     /// Build anew and replace what is cached.
     pub force_build: bool,
     /// Build anew and leave what is cached alone.
@@ -213,10 +213,14 @@ impl Inner {
         log: &dyn LogSink,
     ) -> Result<BTreeMap<String, ImageSpec>> {
         let mut external = BTreeMap::new();
+        let mut home = None;
         for reference in external_images(file, &request.recipe)? {
+            let registry = Reference::parse(&reference).ok().map(|reference| reference.registry);
+            let home = home.get_or_insert_with(|| registry.clone());
+            // The password is for where the first image is; others that are copied from do not see it.
+            let login = request.login.as_ref().filter(|_| *home == registry);
             let _turn = self.bringing.lock().await;
-            let fresh = request.force_build;
-            let image = self.bases.resolve(&reference, request.credentials.as_ref(), fresh, log).await?;
+            let image = self.bases.resolve(&reference, login, request.force_build, log).await?;
             external.insert(reference, image);
         }
         Ok(external)

@@ -1,11 +1,15 @@
 //! The distribution protocol against a registry of our own on this machine.
 
+mod access;
+
 use super::*;
 use crate::base::{BaseConfig, BaseSource};
+use crate::digest::sha256;
 use crate::log::NoLog;
 use crate::log::tests::Kept;
 use crate::testing::{Answer, Asked, FakeBuilder, serve, tools};
 use std::io::Write as _;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -99,6 +103,10 @@ impl World {
         self.bases.resolve(reference, None, false, &NoLog).await
     }
 
+    async fn get_as(&self, reference: &str, login: &Login) -> Result<ImageSpec> {
+        self.bases.resolve(reference, Some(login), false, &NoLog).await
+    }
+
     fn files(&self) -> usize {
         std::fs::read_dir(self.folder.path().join("downloads/layers")).map_or(0, |d| d.count())
     }
@@ -119,30 +127,6 @@ async fn pulls_layers_of_every_compression() {
     // The second time nothing is asked for.
     assert_eq!(world.get(&format!("{address}/a/b:1")).await.unwrap(), image);
     assert_eq!(world.builder.asked().len(), 3);
-}
-
-#[tokio::test]
-async fn answers_the_token_challenge() {
-    let content = content("1");
-    let address = Arc::new(Mutex::new(String::new()));
-    let own = address.clone();
-    let served = serve(move |asked| {
-        if asked.path.starts_with("/token") {
-            assert!(
-                asked.path.contains("scope=repository%3Aa/b%3Apull") && asked.path.contains("service=here")
-            );
-            return Answer::new(200, r#"{"token":"secret"}"#);
-        }
-        if asked.headers.get("authorization").map(String::as_str) != Some("Bearer secret") {
-            let realm = format!("http://{}/token", own.lock().unwrap());
-            let challenge = format!(r#"Bearer realm="{realm}",service="here",scope="repository:a/b:pull""#);
-            return Answer::new(401, "").header("www-authenticate", challenge);
-        }
-        answer(&content, "a/b", asked)
-    });
-    address.lock().unwrap().clone_from(&served);
-    let world = world(RegistryConfig::default());
-    assert_eq!(world.get(&format!("{served}/a/b:1")).await.unwrap().layers.len(), 3);
 }
 
 #[tokio::test]
@@ -314,12 +298,4 @@ async fn reads_what_docker_save_writes() {
     let image = bases.resolve("me/x:1", None, false, &NoLog).await.unwrap();
     assert!(image.layers[0].path.join("one").is_file());
     assert_eq!(image.cmd, ["x"]);
-}
-
-#[test]
-fn reads_challenges() {
-    let fields = challenge_fields(r#"realm="https://a/b?c=d",service=x, scope="repository:a:pull,push""#);
-    assert_eq!(fields["realm"], "https://a/b?c=d");
-    assert_eq!(fields["service"], "x");
-    assert_eq!(fields["scope"], "repository:a:pull,push");
 }

@@ -1,0 +1,273 @@
+//! Images from registries by the OCI distribution protocol: mirrors first, then the registry itself.
+
+mod ecr;
+mod login;
+mod repository;
+mod sigv4;
+
+pub use ecr::AwsKeys;
+pub use login::{Credentials, Login, LoginKind};
+
+use super::manifest::{self, Manifest};
+use super::{BaseTools, Bases, DOCKER_HUB, Found, Miss, Reference, blob, blocking};
+use crate::digest::Hasher;
+use crate::error::{ImageError, Result};
+use crate::log::{LogSink, say};
+use crate::spec::{ImageSpec, LayerRef};
+use crate::steps::Root;
+use repository::Repository;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes of a manifest or configuration at most.
+const DOCUMENT_MAX: u64 = 8 * 1024 * 1024;
+/// Layers downloaded at a time.
+const DOWNLOADS_MAX: usize = 4;
+/// Indexes within indexes followed.
+const INDEX_DEPTH_MAX: usize = 3;
+
+/// How registries are reached.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// By registry (`docker.io`), addresses that are tried before it: `http://localhost:5000`.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Other names: a prefix of a reference (`docker.io/library`) and what stands for it
+    /// (`registry.company.example/hub`).
+    pub rename: BTreeMap<String, String>,
+    /// Registries reached by plain HTTP besides those on this machine.
+    pub plain_http: Vec<String>,
+}
+
+impl Bases {
+    pub(super) async fn registry(
+        &self,
+        reference: &Reference,
+        login: Option<&Login>,
+        log: &dyn LogSink,
+    ) -> Found {
+        let renamed = rename(&self.config.registry, reference)?;
+        let mut failures = Vec::new();
+        for (base, own) in endpoints(&self.config.registry, &renamed.registry) {
+            // A mirror, or what stands for the registry, is another host: it does not get the password.
+            let login = login.filter(|_| own && renamed.registry == reference.registry);
+            let pulled = match self.credentials(login, reference).await {
+                Ok(credentials) => {
+                    let name = &renamed.repository;
+                    let fetcher = self.tools.fetcher.clone();
+                    let remote = Repository::new(fetcher, &base, name, !own, credentials);
+                    pull(&self.tools, &renamed, &base, remote, log).await
+                }
+                Err(error) => Err(error),
+            };
+            match pulled {
+                Ok(image) => return Ok(image),
+                Err(error) => failures.push(error),
+            }
+        }
+        match failures.as_slice() {
+            [only] => Err(Miss::Failed(only.clone())),
+            [.., denied @ (ImageError::Denied { .. } | ImageError::Login(_))] => {
+                Err(Miss::Failed(denied.clone()))
+            }
+            many => {
+                let all: Vec<String> = many.iter().map(ToString::to_string).collect();
+                Err(Miss::Failed(ImageError::Unreachable { message: all.join("; "), hint: None }))
+            }
+        }
+    }
+
+    async fn credentials(&self, login: Option<&Login>, reference: &Reference) -> Result<Option<Credentials>> {
+        match login {
+            None => Ok(None),
+            Some(Login::Password(credentials)) => Ok(Some(credentials.clone())),
+            Some(Login::Aws(keys)) => {
+                let (keys, reference) = (keys.clone(), reference.clone());
+                let (fetcher, endpoint) = (self.tools.fetcher.clone(), self.tools.ecr_endpoint.clone());
+                let now = self.tools.clock.now();
+                let exchanged = blocking("ask ECR for a password", move || {
+                    ecr::exchange(&fetcher, &keys, endpoint.as_deref(), &reference, now)
+                });
+                Ok(Some(exchanged.await?))
+            }
+        }
+    }
+}
+
+fn rename(config: &RegistryConfig, reference: &Reference) -> Result<Reference> {
+    let full = reference.to_string();
+    let longest = config
+        .rename
+        .iter()
+        .filter(|(from, _)| {
+            full.strip_prefix(from.as_str()).is_some_and(|rest| rest.starts_with(['/', ':', '@']))
+        })
+        .max_by_key(|(from, _)| from.len());
+    match longest {
+        Some((from, to)) => Reference::parse(&format!("{to}{}", &full[from.len()..])),
+        None => Ok(reference.clone()),
+    }
+}
+
+/// Base addresses in the order they are tried, and whether each is the registry itself.
+fn endpoints(config: &RegistryConfig, registry: &str) -> Vec<(String, bool)> {
+    let mut list: Vec<(String, bool)> = config
+        .mirrors
+        .get(registry)
+        .into_iter()
+        .flatten()
+        .map(|mirror| {
+            let mirror = mirror.trim_end_matches('/');
+            let full = if mirror.contains("://") { mirror.to_owned() } else { format!("https://{mirror}") };
+            (full, false)
+        })
+        .collect();
+    let host = registry.split(':').next().unwrap_or(registry);
+    let local = host == "localhost" || host.starts_with("127.");
+    let plain = local || config.plain_http.iter().any(|r| r == registry);
+    let own = match (registry, plain) {
+        (DOCKER_HUB, _) => "https://registry-1.docker.io".to_owned(),
+        (registry, true) => format!("http://{registry}"),
+        (registry, false) => format!("https://{registry}"),
+    };
+    list.push((own, true));
+    list
+}
+
+/// Brings an image here from one address.
+async fn pull(
+    tools: &BaseTools,
+    reference: &Reference,
+    base: &str,
+    repository: Repository,
+    log: &dyn LogSink,
+) -> Result<ImageSpec> {
+    let repository = Arc::new(repository);
+    let version = reference.version().to_owned();
+    let (remote, what) = (repository.clone(), reference.to_string());
+    let (manifest, mut image) = blocking("read a manifest", move || {
+        let manifest = remote.manifest(&version)?;
+        let path = format!("blobs/{}", manifest.config.digest);
+        let bytes = remote.document(&path, Some(&manifest.config.digest))?;
+        let (image, _) = manifest::read_config(&what, &bytes)?;
+        Ok((manifest, image))
+    })
+    .await?;
+    let bytes: u64 = manifest.layers.iter().map(|l| l.size).sum();
+    say(
+        log,
+        format!(
+            "Pulling {reference} from {base}: {} layers, {} MB",
+            manifest.layers.len(),
+            bytes / 1_000_000
+        ),
+    );
+    image.layers = fetch_layers(tools, &repository, &manifest, reference, log).await?;
+    image.provenance.push(format!("{reference} from {base}"));
+    Ok(image)
+}
+
+/// The digest under which each layer is kept: that of its bytes on all below it.
+pub(super) fn chain(below: &[LayerRef], digest: &str) -> String {
+    let mut hasher = Hasher::new("evoke-oci-layer-1");
+    hasher.text(below.last().map(|l| l.digest.as_str()).unwrap_or_default()).text(digest);
+    hasher.finish()
+}
+
+async fn fetch_layers(
+    tools: &BaseTools,
+    repository: &Arc<Repository>,
+    manifest: &Manifest,
+    reference: &Reference,
+    log: &dyn LogSink,
+) -> Result<Vec<LayerRef>> {
+    let folder = tools.download_folder("layers")?;
+    let permits = Arc::new(tokio::sync::Semaphore::new(DOWNLOADS_MAX));
+    // All downloads run side by side; layers are unpacked in order as they come. Dropping the set on an
+    // error stops those that have not begun.
+    let mut downloads = Vec::new();
+    let mut unknown: Vec<LayerRef> = Vec::new();
+    let mut all_known = true;
+    let mut layers: Vec<LayerRef> = Vec::new();
+    for descriptor in &manifest.layers {
+        let key = chain(if all_known { &layers } else { &unknown }, &descriptor.digest);
+        if all_known {
+            if let Some(layer) = tools.layer(&key).await? {
+                layers.push(layer);
+                continue;
+            }
+            all_known = false;
+            unknown.clone_from(&layers);
+        }
+        let placeholder = LayerRef {
+            digest: key.clone(),
+            path: tools.layers.join(&key),
+            owner: crate::spec::LayerOwner::Canonical,
+        };
+        unknown.push(placeholder);
+        let (remote, permits, folder) = (repository.clone(), permits.clone(), folder.clone());
+        let layer = descriptor.clone();
+        let download = async move {
+            let _permit = permits.acquire().await.map_err(|e| ImageError::builder("download a layer", e))?;
+            blocking("download a layer", move || remote.layer(&layer, &folder)).await
+        };
+        downloads.push((key, descriptor.digest.clone(), spawn(download)));
+    }
+    for (key, digest, download) in downloads {
+        let file = download.join().await?;
+        if tools.layer(&key).await?.is_none() {
+            let layer = unpack_file(tools, &layers, &file, &key, &format!("{reference} {digest}")).await?;
+            layers.push(layer);
+        } else if let Some(layer) = tools.layer(&key).await? {
+            layers.push(layer);
+        }
+        std::fs::remove_file(&file).map_err(|e| ImageError::io("remove", &file, &e))?;
+        say(log, format!("  {} done", &digest[..19.min(digest.len())]));
+    }
+    Ok(layers)
+}
+
+async fn unpack_file(
+    tools: &BaseTools,
+    below: &[LayerRef],
+    file: &Path,
+    key: &str,
+    what: &str,
+) -> Result<LayerRef> {
+    let opened = std::fs::File::open(file).map_err(|e| ImageError::io("open", file, &e))?;
+    let name = what.to_owned();
+    let (pipe, writer) = blob::pipe_through(name.clone(), move |out| {
+        let mut plain = blob::decompress(&name, opened)?;
+        blob::copy(&name, &mut plain, out)
+    })?;
+    let lower = Root { layers: below.to_vec(), host_binds: Vec::new() };
+    let unpacked = tools.unpack(&lower, pipe, key, what.to_owned()).await;
+    blob::settle(unpacked, writer).await
+}
+
+/// A task that ends with its handle.
+struct Task<T>(tokio::task::JoinHandle<Result<T>>);
+
+fn spawn<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Task<T> {
+    Task(tokio::spawn(work))
+}
+
+impl<T> Task<T> {
+    async fn join(mut self) -> Result<T> {
+        match (&mut self.0).await {
+            Ok(result) => result,
+            Err(error) => Err(ImageError::builder("download a layer", error)),
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests;
