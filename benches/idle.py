@@ -52,7 +52,7 @@ def after(evoke: Evoke, work: Path, inputs: int, quiet_s: float) -> list[Row]:
             per_second,
             CPU_MS_PER_S_MAX,
             "ms/s",
-            evidence="exact run time of every thread, as the scheduler has it",
+            evidence="exact run time of the processes, ended threads included, as the scheduler has it",
         ),
     ]
 

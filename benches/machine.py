@@ -1,8 +1,11 @@
 """What the kernel knows of processes: CPU time and memory."""
 
 import os
+import time
 from pathlib import Path
 
+# Of a process's clocks, the one that counts the scheduler's exact run time (linux/posix-timers.h).
+CPUCLOCK_SCHED = 2
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -21,14 +24,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def cpu_seconds_exact(pid: int) -> float:
-    """CPU time so far of the threads that live, exact: for times too short for ticks."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            total += int((task / "schedstat").read_text().split()[0])
-        except FileNotFoundError:
-            continue  # the thread has ended
-    return total / 1e9
+    """CPU time so far, ended threads included, exact: for times too short for ticks."""
+    # The number that Linux gives the CPU clock of a process (clock_getcpuclockid); Python has no call for it.
+    return time.clock_gettime((~pid << 3) | CPUCLOCK_SCHED)
 
 
 def pss_bytes(pid: int) -> int:

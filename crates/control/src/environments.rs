@@ -15,7 +15,7 @@ const FIRST_ENVIRONMENT: &str = "main";
 /// The setting that holds the id of the environment which is meant where a client names none.
 const DEFAULT_SETTING: &str = "default_environment";
 /// The image builder versions that the official client knows.
-const BUILDER_VERSIONS: [&str; 5] = ["2023.12", "2024.04", "2024.10", "2025.06", "PREVIEW"];
+const BUILDER_VERSIONS: [&str; 6] = ["2023.12", "2024.04", "2024.10", "2025.06", "2026.10", "PREVIEW"];
 
 impl Control {
     /// The environment of this name; the default one for an empty name.

@@ -71,6 +71,11 @@ pub(super) fn read(what: &str, bytes: &[u8]) -> Result<Either> {
             for descriptor in layers.iter().chain([&config]) {
                 check_digest(what, &descriptor.digest)?;
             }
+            // Even an empty archive has bytes. What is downloaded is held to the size that is said here.
+            if let Some(layer) = layers.iter().find(|layer| layer.size == 0) {
+                let without = format!("the manifest gives no size of layer {}; push it anew", layer.digest);
+                return Err(ImageError::malformed(what, without));
+            }
             Ok(Either::Manifest(Manifest { config, layers }))
         }
         Document { schema_version: Some(1), .. } => Err(ImageError::malformed(
@@ -206,6 +211,18 @@ mod tests {
     fn refuses_digests_that_are_paths() {
         let text = br#"{"config":{"digest":"sha256:../../x"},"layers":[]}"#;
         assert!(read("x", text).unwrap_err().to_string().contains("not a sha256 digest"));
+    }
+
+    #[test]
+    fn refuses_layers_without_a_size() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let manifest = |size: &str| {
+            let (config, layer) =
+                (format!(r#"{{"digest":"{digest}"}}"#), format!(r#"{{"digest":"{digest}"{size}}}"#));
+            read("x", format!(r#"{{"config":{config},"layers":[{layer}]}}"#).as_bytes())
+        };
+        assert!(manifest("").unwrap_err().to_string().contains("no size of layer"));
+        assert!(manifest(r#","size":32"#).is_ok());
     }
 
     proptest! {
