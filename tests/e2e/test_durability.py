@@ -3,6 +3,8 @@
 import re
 import signal
 import sys
+import time
+import urllib.request
 from collections import Counter
 
 from support.client import Client, Line, Run
@@ -123,6 +125,42 @@ def test_pending_calls_and_a_running_generator_survive(server: Server, client: C
     texts = Counter(line.text for line in run.lines)
     for text in [*(f"a tick {i}" for i in range(60)), *(f"yielding {i}" for i in range(60)), "begin a", "end a"]:
         assert texts[text] == 1, (text, texts[text])
+
+
+def test_who_waits_outlives_more_deaths_than_the_client_counts(server: Server, client: Client) -> None:
+    process = client.start_program(
+        """
+        app = modal.App("patient")
+
+        @app.function(max_containers=1, scaledown_window=300)
+        def where():
+            return os.environ["MODAL_TASK_ID"]
+
+        @app.function()
+        def slow():
+            print("slow runs", flush=True)
+            time.sleep(8)
+            return "done"
+
+        @app.local_entrypoint()
+        def main():
+            before = where.remote()
+            call = slow.spawn()
+            report("slow", attempt(call.get))
+            report("same", where.remote() == before)
+        """
+    )
+    process.wait_for_text("slow runs")
+    # The client takes a request for failed when its connection is lost four times in a row.
+    for _ in range(7):
+        server.kill_server()
+        with urllib.request.urlopen(f"{server.status()['address']}/healthz", timeout=30) as answer:
+            assert answer.status == 200
+        # Time in which those who wait ask again, so that the next death is one more to them.
+        time.sleep(0.5)
+    run = process.end().ok()
+    assert run["slow"]["value"] == "done"
+    assert run["same"]
 
 
 def test_a_server_that_dies_again_and_again_loses_nothing(server: Server, client: Client) -> None:

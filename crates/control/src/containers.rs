@@ -64,6 +64,12 @@ impl Control {
         loop {
             let (claim, ticket) = match self.calls.ask(&self, poll)? {
                 Asked::Answered(claim, ticket) => (claim, ticket),
+                Asked::Waits(place) if context.is_repeated() => {
+                    // The client gives up after a few lost connections in a row (its `Retry.max_retries`), and
+                    // any answer starts its count anew: so a container outlives any number of restarts.
+                    self.calls.withdraw(&self, task, place.turn)?;
+                    return Ok(api::FunctionGetInputsResponse::default());
+                }
                 Asked::Waits(place) => match self.wait_for_answer(task, place).await {
                     Answer::Decided(claim, ticket) => (claim, ticket),
                     Answer::AskAgain => continue,

@@ -139,7 +139,7 @@ impl Control {
 
     pub(crate) async fn function_get_outputs(
         self: Arc<Self>,
-        _context: CallContext,
+        context: CallContext,
         request: api::FunctionGetOutputsRequest,
     ) -> Result<api::FunctionGetOutputsResponse, Status> {
         let call: CallId = parse_id(&request.function_call_id)?;
@@ -171,9 +171,11 @@ impl Control {
                 }
                 return Ok(reply);
             }
-            // Nothing more can come to an ended call, so there is nothing to hold the poll for.
+            // Nothing more can come to an ended call, so there is nothing to hold the poll for. A repeated poll is
+            // not held either: the client gives up after a few lost connections in a row (its
+            // `Retry.max_retries`), and any answer starts its count anew.
             let over = reply.num_unfinished_inputs == 0 && range.is_some();
-            if over || tokio::time::timeout_at(deadline, woken).await.is_err() {
+            if over || context.is_repeated() || tokio::time::timeout_at(deadline, woken).await.is_err() {
                 return Ok(reply);
             }
         }

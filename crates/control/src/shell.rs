@@ -298,8 +298,7 @@ impl Control {
         &self,
         context: &CallContext,
     ) -> Result<Option<bytes::Bytes>, Status> {
-        let repeated = context.header("x-retry-attempt").is_some_and(|attempt| attempt != "0");
-        let Some(key) = context.idempotency_key().filter(|_| repeated) else { return Ok(None) };
+        let Some(key) = context.idempotency_key().filter(|_| context.is_repeated()) else { return Ok(None) };
         // What the first try decided is submitted; it counts once it is stored.
         self.calls.settled().await?;
         let reply = self

@@ -56,6 +56,11 @@ impl CallContext {
         self.header("x-idempotency-key")
     }
 
+    /// Whether the client has sent this request before and got no answer.
+    pub fn is_repeated(&self) -> bool {
+        self.header("x-retry-attempt").is_some_and(|attempt| attempt != "0")
+    }
+
     /// Has the client show `text` to its user. Warnings over the bound are dropped.
     pub fn warn(&self, text: impl Into<String>) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
