@@ -44,7 +44,7 @@ pub(crate) const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
 /// The user's folder.
 pub(crate) const HOME: &str = "HOME";
 /// Where a program that serves a file system says by which socket it wants its descriptor.
-pub(crate) const FUSE_COMMFD: &str = "_FUSE_COMMFD";
+pub(crate) const FUSE_COMMFD: &str = evoke_runtime::fuse::SOCKET;
 /// Names under which programs find the authorities that they trust.
 pub(crate) const AUTHORITIES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 /// Hosts that are reached without a proxy.

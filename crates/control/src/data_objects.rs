@@ -5,7 +5,7 @@ use crate::named::Asked;
 use crate::{Control, WORKSPACE, blocking, stored};
 use evoke_core::id::{self as ids, Id};
 use evoke_core::{AppId, Error, UnixMs};
-use evoke_proto::{CallContext, Code, Status, api};
+use evoke_proto::{CallContext, Status, api};
 use evoke_store::{
     Answer, DataKind, DictWrite, ENTRY_IDLE_MS_MAX, Grade, Keep, ObjectRow, ObjectWrite, QueueWrite, Write,
 };
@@ -149,12 +149,8 @@ impl Control {
         let answer = reply(&row);
         let mut writes = vec![row.clone().into()];
         writes.extend(more(row.id));
-        match self.commit(context, writes, Grade::Synced, &answer).await {
-            Ok(()) => Ok(answer),
-            Err(status) if asked.overtaken(&status) => find().await?.map(|found| reply(&found)).ok_or(status),
-            Err(status) if status.code == Code::AlreadyExists => Err(asked.taken()),
-            Err(status) => Err(status),
-        }
+        let made = self.commit(context, writes, Grade::Synced, &answer).await;
+        asked.made(made, answer, find, reply).await
     }
 
     /// The object with this id.

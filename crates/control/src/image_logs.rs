@@ -3,6 +3,7 @@
 
 use crate::images::parse_request;
 use crate::logs::log_item;
+use crate::times::{MS_NS, timestamp};
 use crate::{Control, blocking, parse_id, stored};
 use evoke_core::{AppId, Error, ImageId, TaskId, UnixMs};
 use evoke_proto::{BoxStream, CallContext, Code, Status, api};
@@ -80,7 +81,7 @@ impl Build {
     /// Takes a piece of the log.
     pub(crate) fn write(&self, fd: i32, text: &str, at: UnixMs) {
         let entry = NewEntry {
-            at_ns: at.0 * 1_000_000,
+            at_ns: at.0 * MS_NS,
             task: self.builder,
             fd: u8::try_from(fd).unwrap_or(1),
             data: bytes::Bytes::copy_from_slice(text.as_bytes()),
@@ -283,11 +284,6 @@ fn end_of(outcome: Outcome, cursor: Cursor) -> api::ImageJoinStreamingResponse {
         eof: true,
         ..Default::default()
     }
-}
-
-fn timestamp(at: UnixMs) -> prost_types::Timestamp {
-    // Both fit: a u64 of milliseconds has fewer seconds than an i64 holds.
-    prost_types::Timestamp { seconds: (at.0 / 1000) as i64, nanos: ((at.0 % 1000) * 1_000_000) as i32 }
 }
 
 /// A stored image that cannot be read.

@@ -52,6 +52,7 @@ mod service;
 mod shared_volumes;
 mod shell;
 mod stats;
+mod times;
 mod variants;
 mod volumes;
 mod wakers;
@@ -323,8 +324,7 @@ impl Control {
 
     /// Now, as the protocol's timestamp.
     pub(crate) fn timestamp(&self) -> prost_types::Timestamp {
-        let now = self.now().0;
-        prost_types::Timestamp { seconds: (now / 1000) as i64, nanos: ((now % 1000) * 1_000_000) as i32 }
+        times::timestamp(self.now())
     }
 
     /// Randomness for ids.

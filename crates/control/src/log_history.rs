@@ -1,6 +1,7 @@
 //! Logs of the past: what an app wrote in a span of time, and how much of it there is.
 
 use crate::logs::batches;
+use crate::times::{SECOND_NS, nanoseconds, timestamp_ns};
 use crate::{Control, parse_id, stored};
 use evoke_core::id::ParseIdError;
 use evoke_core::{AppId, Phase, TaskId, UnixMs};
@@ -8,9 +9,6 @@ use evoke_proto::{CallContext, Status, api};
 use evoke_store::logs::{RANGE_ENTRIES_MAX, TimeRange, Wanted};
 use std::str::FromStr;
 use std::sync::Arc;
-
-/// Nanoseconds in a second.
-const SECOND_NS: u64 = 1_000_000_000;
 
 impl Control {
     pub(crate) async fn app_fetch_logs(
@@ -52,7 +50,7 @@ impl Control {
         let bucket_ns = u64::from(request.bucket_secs.max(1)) * SECOND_NS;
         let counted = self.logs.count(stream, time, filter, bucket_ns).await.map_err(stored)?;
         let buckets = counted.into_iter().map(|bucket| api::app_count_logs_response::LogBucket {
-            bucket_start_at: Some(timestamp(bucket.start_ns)),
+            bucket_start_at: Some(timestamp_ns(bucket.start_ns)),
             stdout_logs: bucket.stdout,
             stderr_logs: bucket.stderr,
             system_logs: bucket.system,
@@ -104,16 +102,6 @@ fn span(since: Option<prost_types::Timestamp>, until: Option<prost_types::Timest
     TimeRange { since_ns, until_ns }
 }
 
-pub(crate) fn nanoseconds(at: prost_types::Timestamp) -> u64 {
-    let seconds = u64::try_from(at.seconds).unwrap_or(0);
-    seconds.saturating_mul(SECOND_NS).saturating_add(u64::try_from(at.nanos).unwrap_or(0))
-}
-
-pub(crate) fn timestamp(ns: u64) -> prost_types::Timestamp {
-    // Both fit: a u64 of nanoseconds has fewer seconds than an i64 holds.
-    prost_types::Timestamp { seconds: (ns / SECOND_NS) as i64, nanos: (ns % SECOND_NS) as i32 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +110,7 @@ mod tests {
     fn spans_of_time_are_open_where_nothing_is_said() {
         let all = span(None, None);
         assert_eq!((all.since_ns, all.until_ns), (0, u64::MAX));
-        let at = timestamp(1_700_000_000_123_456_789);
+        let at = timestamp_ns(1_700_000_000_123_456_789);
         let some = span(Some(at), Some(at));
         assert_eq!(some.since_ns, 1_700_000_000_123_456_789);
         assert_eq!(some.until_ns, some.since_ns, "spans that meet have nothing in common");

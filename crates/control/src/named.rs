@@ -36,8 +36,25 @@ impl Asked<'_> {
         }
     }
 
+    /// What a request is answered for which one was made: with the new one, or with what somebody else made of this
+    /// name meanwhile.
+    pub(crate) async fn made<T, R>(
+        &self,
+        made: Result<(), Status>,
+        answer: R,
+        find: impl AsyncFnOnce() -> Result<Option<T>, Status>,
+        reply: impl FnOnce(&T) -> R,
+    ) -> Result<R, Status> {
+        match made {
+            Ok(()) => Ok(answer),
+            Err(status) if self.overtaken(&status) => find().await?.map(|found| reply(&found)).ok_or(status),
+            Err(status) if status.code == Code::AlreadyExists => Err(self.taken()),
+            Err(status) => Err(status),
+        }
+    }
+
     /// Whether the making failed because somebody else made one of this name meanwhile, who then is asked for.
-    pub(crate) fn overtaken(&self, failed: &Status) -> bool {
+    fn overtaken(&self, failed: &Status) -> bool {
         failed.code == Code::AlreadyExists && self.creation != Creation::CreateFailIfExists
     }
 

@@ -56,16 +56,15 @@ struct Found {
 }
 
 impl Questions {
-    /// Has a question wait. One of the same container that waits still was asked on a connection that is gone.
+    /// Has a question wait that is its container's only one: see [`Questions::supersede`].
     pub(crate) fn wait(&mut self, poll: PollRequest, until: Option<UnixMs>) -> Place {
         self.turns += 1;
         let (sender, answer) = oneshot::channel();
-        self.supersede(poll.task);
         self.waiting.insert(poll.task, Waiting { turn: self.turns, poll, answer: sender });
         Place { turn: self.turns, answer, until }
     }
 
-    /// Ends the container's question that waits, if one does.
+    /// Ends the container's question that waits, if one does: it was asked on a connection that is gone.
     pub(crate) fn supersede(&mut self, task: TaskId) {
         if let Some(older) = self.waiting.remove(&task) {
             tell(older.answer, Answer::Superseded);

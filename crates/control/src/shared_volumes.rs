@@ -8,7 +8,7 @@ use crate::{Control, blocking, parse_id, stored};
 use evoke_core::{BlobId, Error, SharedVolumeId, UnixMs};
 use evoke_files::{BlobSpec, SharedEntry, SharedKind};
 use evoke_proto::worker::SharedFolder;
-use evoke_proto::{CallContext, Code, Status, api};
+use evoke_proto::{CallContext, Status, api};
 use evoke_store::{Grade, SharedVolumeRow, SharedVolumeWrite};
 use futures::Stream;
 use std::collections::HashMap;
@@ -71,14 +71,7 @@ impl Control {
         let answer = reply(id);
         let made =
             self.commit(&context, vec![SharedVolumeWrite::Create(row).into()], Grade::Synced, &answer).await;
-        match made {
-            Ok(()) => Ok(answer),
-            Err(status) if named && asked.overtaken(&status) => {
-                find().await?.map(|row| reply(row.id)).ok_or(status)
-            }
-            Err(status) if named && status.code == Code::AlreadyExists => Err(asked.taken()),
-            Err(status) => Err(status),
-        }
+        asked.made(made, answer, find, |row| reply(row.id)).await
     }
 
     pub(crate) async fn shared_volume_list(

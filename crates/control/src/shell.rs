@@ -58,7 +58,7 @@ impl Calls {
         }
     }
 
-    /// The engine itself, to be replaced.
+    /// The state itself; for others only to replace the engine in it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

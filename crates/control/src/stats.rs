@@ -1,10 +1,11 @@
 //! What apps and functions did in a span of time, in numbers and input by input.
 
 use crate::call_graph::called_method;
-use crate::log_history::{chosen, nanoseconds, timestamp};
+use crate::log_history::chosen;
 use crate::registry::read_layout;
+use crate::times::{MS_NS, nanoseconds, timestamp};
 use crate::{Control, parse_id, stored};
-use evoke_core::{AppId, FunctionId, UnixMs};
+use evoke_core::{AppId, FunctionId, TaskId, UnixMs};
 use evoke_proto::{CallContext, Status, api};
 use evoke_store::calls::{self, InputStats, Listed, PastInput, ResultStatus, Span, TaskSpan};
 use std::collections::{BTreeMap, HashMap};
@@ -18,7 +19,6 @@ const SPAN_MS_MAX: u64 = 7 * 86_400_000;
 const LISTED_MAX: u32 = 20_000;
 /// What clients show of a distribution, in hundredths of a percent.
 const PERCENTILES: [u32; 3] = [5_000, 9_000, 9_900];
-const NS_PER_MS: u64 = 1_000_000;
 const BYTES_PER_GIB: f64 = (1u64 << 30) as f64;
 
 impl Control {
@@ -34,7 +34,7 @@ impl Control {
             members.insert(tag, self.with_variants(id, true).await?);
         }
         let all = members.values().flatten().copied().collect();
-        let past = self.past_of(row.id, all, span).await?;
+        let past = self.past_of(row.id, all, span, None).await?;
         let mut functions = api::AppFunctionStatsGroup::default();
         let mut total = api::AppFunctionCounts {
             calls: Some(api::AppCallCounts::default()),
@@ -51,8 +51,8 @@ impl Control {
         let apps = self.store.apps();
         let deployments = apps.deployments_between(row.id, span.since, span.until).await.map_err(stored)?;
         Ok(api::AppGetTimeRangeStatsResponse {
-            since: Some(time(span.since)),
-            until: Some(time(span.until)),
+            since: Some(timestamp(span.since)),
+            until: Some(timestamp(span.until)),
             functions: Some(functions),
             servers: Some(api::AppServerStatsGroup {
                 total: Some(api::AppServerCounts::default()),
@@ -76,14 +76,8 @@ impl Control {
         let family = self.with_variants(id, true).await?;
         let variant_count = family.len().saturating_sub(1) as u32;
         let ids = if request.rollup || task.is_some() { family } else { vec![id] };
-        let (inputs, mut tasks) = self.past_of(app, ids.clone(), span).await?.of(&ids);
-        let inputs = match task {
-            None => inputs,
-            Some(task) => {
-                tasks.retain(|span| span.id == task);
-                self.inputs_of(ids, span, Some(task)).await?
-            }
-        };
+        let past = self.past_of(app, ids.clone(), span, task).await?;
+        let (inputs, tasks) = past.of(&ids);
         Ok(function_stats(&inputs, &tasks, span, variant_count))
     }
 
@@ -99,7 +93,7 @@ impl Control {
         let read = move |db: &_| Ok(calls::count_inputs(db, &functions, span, piece_ms)?);
         let pieces = self.store.read(read).await.map_err(stored)?;
         let bucket = |(piece, count): (u64, u64)| api::function_call_count_response::InputBucket {
-            bucket_start_at: Some(time(UnixMs(piece.saturating_mul(piece_ms)))),
+            bucket_start_at: Some(timestamp(UnixMs(piece.saturating_mul(piece_ms)))),
             count,
         };
         Ok(api::FunctionCallCountResponse { buckets: pieces.into_iter().map(bucket).collect() })
@@ -143,7 +137,7 @@ impl Control {
         until: Option<prost_types::Timestamp>,
     ) -> Result<Span, Status> {
         // What is stored has milliseconds; a time within one begins after it.
-        let ms = |at: prost_types::Timestamp| UnixMs(nanoseconds(at).div_ceil(NS_PER_MS));
+        let ms = |at: prost_types::Timestamp| UnixMs(nanoseconds(at).div_ceil(MS_NS));
         let until = until.map_or_else(|| self.now(), ms);
         let since = since.map_or(UnixMs(until.0.saturating_sub(SPAN_MS)), ms);
         if since > until {
@@ -184,24 +178,22 @@ impl Control {
         row.map(|row| row.app_id).ok_or_else(|| Status::not_found(format!("There is no function {id}")))
     }
 
-    async fn past_of(&self, app: AppId, functions: Vec<FunctionId>, span: Span) -> Result<Past, Status> {
-        self.calls.settled().await?;
-        let read = move |db: &_| {
-            let inputs = calls::input_stats(db, &functions, span, None)?;
-            Ok(Past { inputs, tasks: calls::tasks_within(db, &app, span)? })
-        };
-        self.store.read(read).await.map_err(stored)
-    }
-
-    async fn inputs_of(
+    /// What these functions of an app did; what one container of theirs did, where one is meant.
+    async fn past_of(
         &self,
+        app: AppId,
         functions: Vec<FunctionId>,
         span: Span,
-        task: Option<evoke_core::TaskId>,
-    ) -> Result<InputStats, Status> {
-        let read = move |db: &_| Ok(calls::input_stats(db, &functions, span, task)?);
-        let stats = self.store.read(read).await.map_err(stored)?;
-        Ok(stats.into_values().fold(InputStats::default(), added))
+        task: Option<TaskId>,
+    ) -> Result<Past, Status> {
+        self.calls.settled().await?;
+        let read = move |db: &_| {
+            let inputs = calls::input_stats(db, &functions, span, task)?;
+            let mut tasks = calls::tasks_within(db, &app, span)?;
+            tasks.retain(|span| task.is_none_or(|task| span.id == task));
+            Ok(Past { inputs, tasks })
+        };
+        self.store.read(read).await.map_err(stored)
     }
 }
 
@@ -287,8 +279,8 @@ fn function_stats(
     let memory =
         tasks.iter().map(|task| task.memory_peak_bytes as f64 / BYTES_PER_GIB).filter(|gib| *gib > 0.0);
     api::FunctionGetTimeRangeStatsResponse {
-        since: Some(time(span.since)),
-        until: Some(time(span.until)),
+        since: Some(timestamp(span.since)),
+        until: Some(timestamp(span.until)),
         input_success_count: success,
         input_failure_count: failure,
         input_timeout_count: timeout,
@@ -356,8 +348,8 @@ fn input_info(input: &PastInput, method: Option<String>) -> api::FunctionCallInp
     let seconds = |from: UnixMs, to: UnixMs| to.since(from) as f64 / 1000.0;
     let ran = input.attempt.zip(input.end).map(|((started, _), (_, finished))| seconds(started, finished));
     api::FunctionCallInputInfo {
-        enqueued_at: Some(time(input.created)),
-        started_at: input.attempt.map(|(at, _)| time(at)),
+        enqueued_at: Some(timestamp(input.created)),
+        started_at: input.attempt.map(|(at, _)| timestamp(at)),
         container_id: input.attempt.map(|(_, task)| task.to_string()),
         startup_time_seconds: input.start.map(|(from, to)| seconds(from, to)),
         execution_time_seconds: ran,
@@ -367,17 +359,13 @@ fn input_info(input: &PastInput, method: Option<String>) -> api::FunctionCallInp
     }
 }
 
-fn time(at: UnixMs) -> prost_types::Timestamp {
-    timestamp(at.0.saturating_mul(NS_PER_MS))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn task(queued: u64, ready: Option<u64>, ended: Option<u64>, failed: bool) -> TaskSpan {
         TaskSpan {
-            id: evoke_core::TaskId::from_bits(1),
+            id: TaskId::from_bits(1),
             function: FunctionId::from_bits(1),
             queued: UnixMs(queued),
             ready: ready.map(UnixMs),

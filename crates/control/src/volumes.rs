@@ -16,7 +16,7 @@ use crate::{Control, names, parse_id, stored};
 pub(crate) use draft::clean as clean_path;
 use draft::{Draft, Everything, Files};
 use evoke_core::{EnvironmentId, Error, UnixMs, VolumeId};
-use evoke_proto::{CallContext, Code, Status, api};
+use evoke_proto::{CallContext, Status, api};
 use evoke_store::{Grade, VolumeRow, VolumeSnapshot, VolumeWrite};
 pub(crate) use listing::in_batches;
 use std::collections::{HashMap, HashSet};
@@ -105,15 +105,8 @@ impl Control {
         let reply = created_reply(&row);
         let created =
             self.commit(&context, vec![VolumeWrite::Create(row).into()], Grade::Synced, &reply).await;
-        match created {
-            Ok(()) => Ok(reply),
-            Err(status) if named && asked.overtaken(&status) => {
-                let found = self.volume_by_name(environment.id, asked.name).await?;
-                found.map(|row| created_reply(&row)).ok_or(status)
-            }
-            Err(status) if named && status.code == Code::AlreadyExists => Err(asked.taken()),
-            Err(status) => Err(status),
-        }
+        let find = async || self.volume_by_name(environment.id, asked.name).await;
+        asked.made(created, reply, find, created_reply).await
     }
 
     async fn volume_by_name(

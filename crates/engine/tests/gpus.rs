@@ -1,11 +1,13 @@
 //! GPUs through the public interface: who gets which, and that nobody shares one, across restarts too.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use bytes::Bytes;
-use evoke_core::{AppId, DefinitionId, FunctionId, GpuKind, Gpus, Resources, SeededEntropy, TaskId, UnixMs};
+use evoke_core::{FunctionId, GpuKind, Gpus, Resources, SeededEntropy, TaskId, UnixMs};
 use evoke_engine::{
-    Autoscaler, CallType, ContainerEvent, ContainerExit, Effect, Engine, EngineConf, ExitCause, FunctionConf,
-    Gpu, Invocation, MapRequest, NewInput, RetryPolicy, Step, WorkerCapacity, WorkerId,
+    CallType, ContainerEvent, ContainerExit, Effect, Engine, EngineConf, ExitCause, FunctionConf, Gpu,
+    Invocation, MapRequest, NewInput, Step, WorkerCapacity, WorkerId,
 };
 use evoke_store::calls;
 use evoke_store::{Db, Write};
@@ -16,24 +18,9 @@ const NOW: UnixMs = UnixMs(1_000_000);
 
 fn function(n: u128, gpus: &[(u8, u32)]) -> FunctionConf {
     FunctionConf {
-        id: FunctionId::from_bits(n),
-        app_id: AppId::from_bits(7),
-        definition_id: DefinitionId::from_bits(n),
-        generation: 1,
-        autoscaler: Autoscaler::default(),
-        max_concurrent_inputs: 1,
-        target_concurrent_inputs: 1,
-        batch_max_size: 0,
-        batch_linger_ms: 0,
-        single_use: false,
-        max_inputs_per_container: None,
-        retry: RetryPolicy::NEVER,
-        timeout_ms: 300_000,
-        startup_timeout_ms: 30_000,
-        is_generator: false,
         resources: Resources { milli_cpu: 10, memory_mib: 1, gpus: Gpus::NONE },
         gpus: gpus.iter().map(|(kind, count)| Gpus { kind: GpuKind(*kind), count: *count }).collect(),
-        unsatisfiable: None,
+        ..support::function(n)
     }
 }
 

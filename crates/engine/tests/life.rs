@@ -2,17 +2,18 @@
 // Helpers of tests may fail a test as well as the tests themselves.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use bytes::Bytes;
-use evoke_core::{AppId, DefinitionId, FunctionId, Gpus, InputId, Resources, SeededEntropy, TaskId, UnixMs};
+use evoke_core::{AppId, FunctionId, Gpus, InputId, Resources, SeededEntropy, TaskId, UnixMs};
 use evoke_engine::{
-    Autoscaler, CallType, Claim, ContainerEvent, ContainerExit, Direction, Effect, Engine, EngineConf,
-    ExitCause, FunctionConf, Gpu, Grade, Invocation, MapReply, MapRequest, NewInput, NewOutput, OutputFate,
-    PollRequest, ResultStatus, RetryPolicy, Step, StopHow, WorkerCapacity, WorkerId,
+    CallType, Claim, ContainerEvent, ContainerExit, Direction, Effect, Engine, EngineConf, ExitCause,
+    FunctionConf, Gpu, Grade, Invocation, MapReply, MapRequest, NewInput, NewOutput, OutputFate, PollRequest,
+    ResultStatus, RetryPolicy, Step, StopHow, WorkerCapacity, WorkerId,
 };
 use evoke_store::calls::{self, AttemptEnd, OutputRow, OutputsQuery, ResultBody};
 use evoke_store::{Db, Write};
-
-const APP: u128 = 7;
+use support::{APP, function};
 
 struct Shell {
     engine: Engine,
@@ -21,29 +22,6 @@ struct Shell {
     effects: Vec<Effect>,
     grade: Grade,
     gpus: Vec<Gpu>,
-}
-
-fn function(n: u128) -> FunctionConf {
-    FunctionConf {
-        id: FunctionId::from_bits(n),
-        app_id: AppId::from_bits(APP),
-        definition_id: DefinitionId::from_bits(n),
-        generation: 1,
-        autoscaler: Autoscaler::default(),
-        max_concurrent_inputs: 1,
-        target_concurrent_inputs: 1,
-        batch_max_size: 0,
-        batch_linger_ms: 0,
-        single_use: false,
-        max_inputs_per_container: None,
-        retry: RetryPolicy::NEVER,
-        timeout_ms: 300_000,
-        startup_timeout_ms: 30_000,
-        is_generator: false,
-        resources: Resources { milli_cpu: 125, memory_mib: 128, gpus: Gpus::NONE },
-        gpus: Vec::new(),
-        unsatisfiable: None,
-    }
 }
 
 fn new_engine() -> Engine {

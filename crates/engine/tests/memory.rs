@@ -2,10 +2,12 @@
 // Helpers of tests may fail a test as well as the tests themselves.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use bytes::Bytes;
-use evoke_core::{AppId, DefinitionId, FunctionId, Resources, SeededEntropy, UnixMs};
+use evoke_core::{FunctionId, SeededEntropy, UnixMs};
 use evoke_engine::{
-    Autoscaler, CallType, Engine, EngineConf, FunctionConf, Invocation, MapRequest, NewInput, RetryPolicy,
+    Autoscaler, CallType, Engine, EngineConf, FunctionConf, Invocation, MapRequest, NewInput,
 };
 
 #[test]
@@ -15,24 +17,8 @@ fn fifty_thousand_inputs_cost_less_than_a_kibibyte_each() {
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     };
     let conf = FunctionConf {
-        id: FunctionId::from_bits(1),
-        app_id: AppId::from_bits(7),
-        definition_id: DefinitionId::from_bits(1),
-        generation: 1,
         autoscaler: Autoscaler { max: Some(1), ..Autoscaler::default() },
-        max_concurrent_inputs: 1,
-        target_concurrent_inputs: 1,
-        batch_max_size: 0,
-        batch_linger_ms: 0,
-        single_use: false,
-        max_inputs_per_container: None,
-        retry: RetryPolicy::NEVER,
-        timeout_ms: 300_000,
-        startup_timeout_ms: 30_000,
-        is_generator: false,
-        resources: Resources { milli_cpu: 125, memory_mib: 128, gpus: evoke_core::Gpus::NONE },
-        gpus: Vec::new(),
-        unsatisfiable: None,
+        ..support::function(1)
     };
     let mut engine = Engine::new(EngineConf::default(), Box::new(SeededEntropy::new(5)));
     let now = UnixMs(1);

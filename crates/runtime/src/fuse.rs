@@ -17,7 +17,7 @@ pub const FUSERMOUNT: [&str; 2] = ["fusermount3", "fusermount"];
 /// The number of the descriptor in the program that serves; above those that it and its children use.
 const NUMBER: RawFd = 100;
 /// Where a program that serves says by which socket it wants its descriptor.
-const SOCKET: &str = "_FUSE_COMMFD";
+pub const SOCKET: &str = "_FUSE_COMMFD";
 
 /// Has `command` started with the descriptor of a mount.
 pub fn give(command: &mut Command, served: OwnedFd) {

@@ -1,8 +1,9 @@
 //! Who gives room to whom when the machines are full.
 //!
 //! An idle container of another pool is stopped for a pool whose inputs wait, never below that pool's
-//! minimum, except where the other has waited long for a device that the idle one has. If no idle one is left and the pool has waited for a while without a container's help, a
-//! working container takes no more inputs: of a pool with several, or one that has had its turn.
+//! minimum, except where the other has waited long for a device that the idle one has. If no idle one is left
+//! and the pool has waited for a while without a container's help, a working container takes no more inputs: of
+//! a pool with several, or one that has had its turn.
 
 use crate::{Amounts, Reason, Worker, WorkerId};
 use evoke_core::{FunctionId, Gpus, Resources, TaskId, UnixMs};

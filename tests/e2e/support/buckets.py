@@ -2,53 +2,27 @@
 show its key and a signature made with some secret (which is not verified)."""
 
 import hashlib
-import threading
 import urllib.parse
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from xml.sax.saxutils import escape
+
+from support.local_http import LocalHttp
 
 KEY_ID = "AKIDTEST"
 
 
 @dataclass
-class ObjectStore:
+class ObjectStore(LocalHttp):
     """Buckets of objects by name."""
 
+    METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
+
     buckets: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    _server: ThreadingHTTPServer | None = None
     _uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
-    @property
-    def address(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def start(self) -> "ObjectStore":
-        store = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                store._answer(self)
-
-            do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
         url = urllib.parse.urlsplit(request.path)
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         bucket, _, name = urllib.parse.unquote(url.path).lstrip("/").partition("/")

@@ -7,10 +7,11 @@ import io
 import json
 import platform
 import tarfile
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from support.local_http import LocalHttp
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -21,7 +22,7 @@ TOKEN_OF_MEMBERS = "a-token-for-members"
 
 
 @dataclass
-class Registry:
+class Registry(LocalHttp):
     """What it serves, and what was asked of it."""
 
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -29,36 +30,6 @@ class Registry:
     # Who may pull what lies below `private/`: the Authorization header of a name and password.
     members: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
-    _server: ThreadingHTTPServer | None = None
-
-    @property
-    def address(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def start(self) -> "Registry":
-        registry = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                registry._answer(self)
-
-            def do_HEAD(self) -> None:
-                registry._answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
 
     def push(self, name: str, tag: str, layers: list[tuple[str, bytes]], config: dict[str, object]) -> None:
         """Publishes an image of `layers` (media type and bytes each, bottom first) for this machine's architecture."""
@@ -95,7 +66,7 @@ class Registry:
         self.blobs[digest] = data
         return {"mediaType": kind, "digest": digest, "size": len(data)}
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.split("?")[0]
         self.asked.append(path)
         if path == "/token":

@@ -3,11 +3,9 @@
 use super::Check;
 use crate::config::Config;
 use crate::data_folder::DataFolder;
+use evoke_runtime::gpus::{GENERATE, LOAD};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// What brings a driver's specification up to date.
-const GENERATE: &str = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml";
 
 /// The checks.
 pub(super) fn checks(data: &DataFolder) -> Vec<Check> {
@@ -54,7 +52,7 @@ fn way(config: &Config, declared: usize) -> Check {
     };
     if ways.driver && !ways.missing.is_empty() {
         let detail = format!("{} is not there: programs would find no GPU", ways.missing.join(" and "));
-        return Check::warn(SUBJECT, detail, "load the driver in full: nvidia-modprobe -c 0 -u");
+        return Check::warn(SUBJECT, detail, LOAD);
     }
     if !ways.unknown_hooks.is_empty() {
         let detail = format!("hooks of specifications are not run: {}", ways.unknown_hooks.join("; "));

@@ -35,6 +35,11 @@ pub struct Mount {
 }
 
 impl Edits {
+    /// Where something appears in the container, device nodes apart.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &String> {
+        self.mounts.iter().map(|mount| &mount.path).chain(self.links.iter().map(|(_, path)| path))
+    }
+
     /// Adds `other`, leaving out what is there already: several devices share most of the driver.
     pub(super) fn merge(&mut self, other: &Self) {
         fn add<T: Clone + PartialEq>(to: &mut Vec<T>, from: &[T]) {

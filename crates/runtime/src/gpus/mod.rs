@@ -10,6 +10,11 @@ mod edits;
 mod inventory;
 mod soname;
 
+/// What brings a driver's specification up to date.
+pub const GENERATE: &str = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml";
+/// What mends a driver whose nodes are not all there.
+pub const LOAD: &str = "load the driver in full: nvidia-modprobe -c 0 -u";
+
 pub use edits::{Edits, Mount, Node};
 pub use inventory::{Card, cards};
 

@@ -195,6 +195,14 @@ fn favor_dynamic_modifications(options: &str) {
     let _ = attempt();
 }
 
+/// The most shares that the kernel takes.
+const SHARES_MAX: u64 = 262_144;
+
+/// Thousandths of a core as shares, of which a core has 1024.
+fn shares(milli: u32) -> u64 {
+    (u64::from(milli) * 1024 / 1000).clamp(2, SHARES_MAX)
+}
+
 /// The processors of this machine.
 fn cores() -> u64 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)

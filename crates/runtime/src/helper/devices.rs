@@ -3,7 +3,7 @@
 use super::folders::own_folder;
 use super::sys::{self, Step};
 use super::{Helper, validate};
-use crate::gpus::{self, Edits, Mount};
+use crate::gpus::{self, Edits, GENERATE, LOAD, Mount};
 use crate::{ContainerSpec, GPU_FILES_MAX, RuntimeError};
 use evoke_guest::tree;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
@@ -11,9 +11,9 @@ use rustix::mount::MountAttrFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What mends a specification that names what is not there.
-const MEND: &str = "the driver may have changed since: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml";
-/// What mends a driver whose nodes are not all there.
-const LOAD: &str = "load the driver in full: nvidia-modprobe -c 0 -u";
+fn mend() -> String {
+    format!("the driver may have changed since: {GENERATE}")
+}
 
 impl Helper {
     /// What the container needs for its devices. Refused where another container has one of them.
@@ -30,11 +30,7 @@ impl Helper {
         if edits.mounts.len() > GPU_FILES_MAX {
             return Err(RuntimeError::Refused(format!("a driver of more than {GPU_FILES_MAX} files")));
         }
-        for path in
-            edits.mounts.iter().map(|mount| &mount.path).chain(edits.links.iter().map(|(_, path)| path))
-        {
-            validate::target(path)?;
-        }
+        edits.paths().try_for_each(|path| validate::target(path))?;
         Ok(edits)
     }
 }
@@ -69,8 +65,8 @@ pub(super) fn make_nodes(dev: BorrowedFd<'_>, edits: &Edits, base: u32) -> Resul
     let owner = (Some(Uid::from_raw(base)), Some(Gid::from_raw(base)));
     for node in &edits.nodes {
         let shown = node.host.display();
-        let stat =
-            rustix::fs::stat(&node.host).step(format!("looking at the device {shown} ({LOAD}; {MEND})"))?;
+        let stat = rustix::fs::stat(&node.host)
+            .step(format!("looking at the device {shown} ({LOAD}; {})", mend()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
             return Err(RuntimeError::Refused(format!("{shown} is not a character device")));
         }
@@ -96,7 +92,7 @@ pub(super) fn make_nodes(dev: BorrowedFd<'_>, edits: &Edits, base: u32) -> Resul
 pub(super) fn driver_mount(mount: &Mount) -> Result<(OwnedFd, bool), RuntimeError> {
     let shown = mount.host.display();
     let found = rustix::fs::open(&mount.host, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let found = found.step(format!("opening the driver's {shown} ({MEND})"))?;
+    let found = found.step(format!("opening the driver's {shown} ({})", mend()))?;
     let directory = super::rootfs::is_directory(found.as_fd())?;
     let copy = sys::clone_mount(found.as_fd()).step(format!("cloning {shown}"))?;
     let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
@@ -109,8 +105,7 @@ pub(super) fn driver_mount(mount: &Mount) -> Result<(OwnedFd, bool), RuntimeErro
 /// Takes the traces of devices out of what a container wrote, before that becomes a layer: the empty files that
 /// the driver's were bound to, and the links to them.
 pub(super) fn remove_traces(upper: BorrowedFd<'_>, edits: &Edits) {
-    let paths = edits.mounts.iter().map(|mount| &mount.path).chain(edits.links.iter().map(|(_, path)| path));
-    for path in paths {
+    for path in edits.paths() {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let Ok(folder) = tree::open_in(upper, folder.as_bytes(), flags) else { continue };

@@ -98,7 +98,8 @@ fn inputs_of(db: &Connection, call: &CallRow, max: usize) -> Result<Vec<GraphInp
     let ends = ends_of(db, call.key, 0)?;
     db.prepare_cached(
         "SELECT i.key, i.salt, i.created_ms, i.grp, \
-         (SELECT a.task FROM attempts a WHERE a.input = i.key ORDER BY a.key DESC LIMIT 1) FROM inputs i WHERE i.call = ?1 ORDER BY i.key LIMIT ?2",
+         (SELECT a.task FROM attempts a WHERE a.input = i.key ORDER BY a.key DESC LIMIT 1) \
+         FROM inputs i WHERE i.call = ?1 ORDER BY i.key LIMIT ?2",
     )?
     .query_map(params![call.key, max as i64], |row| {
         Ok(GraphInput {

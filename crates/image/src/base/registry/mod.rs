@@ -217,12 +217,11 @@ async fn fetch_layers(
     }
     for (key, digest, download) in downloads {
         let file = download.join().await?;
-        if tools.layer(&key).await?.is_none() {
-            let layer = unpack_file(tools, &layers, &file, &key, &format!("{reference} {digest}")).await?;
-            layers.push(layer);
-        } else if let Some(layer) = tools.layer(&key).await? {
-            layers.push(layer);
-        }
+        let layer = match tools.layer(&key).await? {
+            Some(layer) => layer,
+            None => unpack_file(tools, &layers, &file, &key, &format!("{reference} {digest}")).await?,
+        };
+        layers.push(layer);
         std::fs::remove_file(&file).map_err(|e| ImageError::io("remove", &file, &e))?;
         say(log, format!("  {} done", &digest[..19.min(digest.len())]));
     }

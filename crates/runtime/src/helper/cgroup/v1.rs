@@ -1,14 +1,12 @@
 //! Version 1: one hierarchy per controller, or several controllers in one.
 
-use super::{cores, mounted, read_field, read_number, write, write_if_present};
+use super::{SHARES_MAX, cores, mounted, read_field, read_number, shares, write, write_if_present};
 use crate::helper::sys::Step;
 use crate::{Limits, RuntimeError, Usage};
 use std::path::{Path, PathBuf};
 
 /// The period over which a processor limit is counted, in microseconds.
 const PERIOD_US: u64 = 100_000;
-/// The most shares that the kernel takes.
-const SHARES_MAX: u64 = 262_144;
 /// The controllers that matter here.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
 
@@ -77,8 +75,7 @@ impl Parents {
             }
         }
         if let Some(cpu) = self.group("cpu", id) {
-            let shares = (u64::from(limits.cpu_shares_milli) * 1024 / 1000).clamp(2, SHARES_MAX);
-            write(&cpu, "cpu.shares", &shares.to_string())?;
+            write(&cpu, "cpu.shares", &shares(limits.cpu_shares_milli).to_string())?;
             if let Some(milli) = limits.cpu_max_milli {
                 let quota = (u64::from(milli) * PERIOD_US / 1000).max(1000);
                 write(&cpu, "cpu.cfs_period_us", &PERIOD_US.to_string())?;

@@ -1,6 +1,6 @@
 //! Version 2: one hierarchy for all controllers.
 
-use super::{cores, read_field, read_number, write, write_if_present};
+use super::{SHARES_MAX, cores, read_field, read_number, shares, write, write_if_present};
 use crate::helper::sys::{self, Step};
 use crate::{Limits, RuntimeError, Usage};
 use rustix::fs::OFlags;
@@ -95,8 +95,7 @@ impl Parent {
 
 /// Thousandths of a core as a weight, by the formula that systemd and the OCI runtimes use for shares.
 fn weight(shares_milli: u32) -> u64 {
-    let shares = (u64::from(shares_milli) * 1024 / 1000).clamp(2, 262_144);
-    1 + (shares - 2) * (WEIGHT_MAX - 1) / 262_142
+    1 + (shares(shares_milli) - 2) * (WEIGHT_MAX - 1) / (SHARES_MAX - 2)
 }
 
 fn move_processes(root: &Path) -> Result<(), RuntimeError> {
