@@ -9,6 +9,7 @@
 //! - [`Service`]: what serves calls; [`Dispatcher`] is the one made of handlers, one per RPC.
 //! - [`grpc`]: serves a [`Service`] to a gRPC client.
 //! - [`Status`]: a failed call; every [`evoke_core::Error`] becomes one.
+//! - [`web`]: requests to web functions between gateway and control plane.
 //! - [`worker`]: assignments, events and logs between control plane and worker.
 
 pub mod coverage;
@@ -17,6 +18,7 @@ pub mod grpc;
 pub mod rpc;
 mod service;
 mod status;
+pub mod web;
 pub mod worker;
 
 pub use dispatcher::{Dispatcher, DispatcherBuilder, decode, encode};
