@@ -55,7 +55,8 @@ def server(evoke_bin: Path, folders: Path, registry: Registry) -> Iterator[Serve
     data = Path(kept).absolute() if kept else folders / "data"
     data.mkdir(parents=True, exist_ok=True)
     mirrors = f'mirrors = {{ "registry.example" = ["{registry.address}"] }}'
-    (data / "evoke.toml").write_text(f"[images.registry]\n{mirrors}\n")
+    pythons = f'standalone_python = "{registry.address}/files/pythons"'
+    (data / "evoke.toml").write_text(f"[images]\n{pythons}\n[images.registry]\n{mirrors}\n")
     server = Server(evoke_bin, data)
     server.start()
     _have_a_base(server, folders)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import sys
 from secrets import token_hex
 
@@ -390,10 +389,7 @@ def published(server: Server, module_client: Client, registry: Registry) -> str:
             one.remote()
         """
     ).ok()
-    layers = server.data / "layers"
-    trees = [path / "fs" for path in layers.iterdir() if (path / "fs/etc/debian_version").exists()]
-    assert trees, os.listdir(layers)
-    whole = max(trees, key=lambda path: len(list((path / "usr").iterdir())))
+    whole = server.base_layer()
     marker = token_hex(8)
     above = {
         "opt/marker": marker.encode(),

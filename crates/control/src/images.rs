@@ -2,7 +2,7 @@
 
 use crate::image_logs::{Build, CUT_OFF, Outcome, unreadable};
 use crate::invocations::call_without_arguments;
-use crate::ports::{BuildRequest, BuiltImage};
+use crate::ports::{BuildLog, BuildRequest, BuiltImage};
 use crate::results::client_item;
 use crate::{Control, blocking, parse_id, stored};
 use evoke_core::{Error, FunctionId, ImageId, TaskId};
@@ -164,20 +164,20 @@ impl Control {
             bases.push((base.docker_tag.clone(), self.built_image(parse_id(&base.image_id)?).await?));
         }
         let clock = self.clock.clone();
-        let log = {
+        let log: BuildLog = {
             let build = build.clone();
-            move |fd: i32, text: &str| build.write(fd, text, clock.now())
+            Arc::new(move |fd: i32, text: &str| build.write(fd, text, clock.now()))
         };
         if image.build_function.is_some() || !request.build_function_id.is_empty() {
             let base = bases.into_iter().next().map(|(_, built)| built);
             let base = base.ok_or_else(|| Status::invalid("A build function needs an image to run in"))?;
             let function = parse_id(&request.build_function_id)?;
             let input = image.build_function.and_then(|build| build.input);
-            return self.run_build_function(function, base, input, &log).await;
+            return self.run_build_function(function, base, input, &*log).await;
         }
         let context = match image.context_mount_id.as_str() {
             "" => None,
-            mount => Some(self.mount_tree(parse_id(mount)?).await?),
+            mount => Some(self.build_context(parse_id(mount)?, log.clone()).await?),
         };
         let secrets = self.open_secrets(&image.secret_ids).await?.into_iter().collect();
         let registry_secret = match registry_secret_of(&image) {
@@ -194,7 +194,7 @@ impl Control {
             context,
             force_build,
             ignore_cache,
-            log: Arc::new(log),
+            log,
         };
         Ok(self.builder.build(request).await?)
     }

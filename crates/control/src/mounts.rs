@@ -1,5 +1,6 @@
 //! Mounts: which files are missing, files uploaded, sets of files made and looked up.
 
+use crate::ports::BuildLog;
 use crate::{Control, blocking, parse_id, stored};
 use evoke_core::{BlobId, Error, MountId};
 use evoke_files::{ContentHash, MountFile};
@@ -9,6 +10,7 @@ use evoke_store::{Grade, MountRow, MountWrite};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Hashes in one question for existence. The client asks for 64.
@@ -111,13 +113,18 @@ impl Control {
         request: &api::MountGetOrCreateRequest,
     ) -> Result<api::MountGetOrCreateResponse, Status> {
         let name = request.deployment_name.as_str();
-        let Some(version) = name.strip_prefix(CLIENT_MOUNT_PREFIX) else {
-            return Err(no_such_mount(name).into());
-        };
+        let client = name.strip_prefix(CLIENT_MOUNT_PREFIX);
+        // A Python is brought by the build that copies it, which tells of it in its log.
+        let python = name.strip_prefix(PYTHON_MOUNT_PREFIX).filter(|name| self.builder.knows_python(name));
+        if client.is_none() && python.is_none() {
+            return Err(Status::not_found(format!("There is no mount '{name}' on this server")));
+        }
         let id = MountId::from_bits(bits_of(name.as_bytes()));
         if self.store.mounts().by_id(id).await.map_err(stored)?.is_none() {
-            // Made here, so that a machine without a package index says so before anything else is done.
-            self.bundles.client(version).await?;
+            if let Some(version) = client {
+                // Made here, so that a machine without a package index says so before anything else is done.
+                self.bundles.client(version).await?;
+            }
             let now = self.now();
             let row = MountRow {
                 id,
@@ -140,16 +147,25 @@ impl Control {
         if let Some(version) = row.name.as_deref().and_then(|name| name.strip_prefix(CLIENT_MOUNT_PREFIX)) {
             return Ok(self.bundles.client(version).await?);
         }
-        let (_, tree) = self.mount_tree(id).await?;
+        let (_, tree) = self.mount_tree(row).await?;
         own_layer(&tree).map_err(|error| Status::internal(format!("{}: {error}", tree.display())))
     }
 
-    /// The list of files of a mount, and a folder that holds them.
-    pub(crate) async fn mount_tree(
+    /// The list of files of a mount that a build copies from, and a folder that holds them.
+    pub(crate) async fn build_context(
         &self,
         id: MountId,
-    ) -> Result<(Vec<api::MountFile>, std::path::PathBuf), Status> {
+        log: BuildLog,
+    ) -> Result<(Vec<api::MountFile>, PathBuf), Status> {
         let row = self.mount_row(id).await?;
+        match row.name.as_deref().and_then(|name| name.strip_prefix(PYTHON_MOUNT_PREFIX)) {
+            Some(python) => Ok(self.builder.standalone_python(python, log).await?),
+            None => self.mount_tree(row).await,
+        }
+    }
+
+    async fn mount_tree(&self, row: MountRow) -> Result<(Vec<api::MountFile>, PathBuf), Status> {
+        let id = row.id;
         let listed = api::MountGetOrCreateRequest::decode(row.files.as_slice()).map_err(|error| {
             Status::new(evoke_proto::Code::DataLoss, format!("stored mount {id}: {error}"))
         })?;
@@ -171,18 +187,6 @@ impl Control {
 pub(crate) fn own_layer(path: &std::path::Path) -> std::io::Result<LayerRef> {
     let meta = std::fs::metadata(path)?;
     Ok(LayerRef { path: path.to_owned(), owner: LayerOwner::Single { uid: meta.uid(), gid: meta.gid() } })
-}
-
-/// A mount that nobody made here. Those that a cloud has ready are asked for by functions of the client.
-fn no_such_mount(name: &str) -> Error {
-    let missing = Error::not_found(format!("There is no mount '{name}' on this server"));
-    if name.starts_with(PYTHON_MOUNT_PREFIX) {
-        return missing.with_hint(
-            "add_python= is not served yet. Use a base that has Python, such as \
-             modal.Image.from_registry(\"python:3.11-slim\"), or modal.Image.debian_slim()",
-        );
-    }
-    missing
 }
 
 fn mount_reply(id: MountId, digest: String) -> api::MountGetOrCreateResponse {

@@ -109,6 +109,17 @@ pub trait ImageBuilder: Send + Sync {
     /// Builds an image, or finds it in the cache. Dropping the future stops the build and leaves nothing.
     async fn build(&self, request: BuildRequest) -> Result<BuiltImage, Error>;
 
+    /// Whether there can be a standalone Python of that name (`<release>.<version>-<libc>`).
+    fn knows_python(&self, name: &str) -> bool;
+
+    /// The standalone Python of that name as a build context: its files, and a folder with them. Brought here
+    /// first if it is not.
+    async fn standalone_python(
+        &self,
+        name: &str,
+        log: BuildLog,
+    ) -> Result<(Vec<api::MountFile>, PathBuf), Error>;
+
     /// A folder in which a layer of this digest-like name may be put by a container's commit.
     fn layer_path(&self, name: &str) -> PathBuf;
 

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub struct ContextEntry {
     /// Path below the context, without a leading slash.
     pub path: String,
-    /// Hex SHA-256 of its content.
+    /// Hex SHA-256 of its content; of a symbolic link, of where it points.
     pub sha256: String,
     /// Permission bits, where the client sent them.
     pub mode: Option<u32>,

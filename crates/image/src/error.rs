@@ -45,6 +45,18 @@ pub enum ImageError {
         /// What to do about it.
         mend: String,
     },
+    /// No archive with a standalone Python could be had.
+    #[error("there is no standalone Python {version} of the release {release} to be had: {why}\n{mend}")]
+    NoPython {
+        /// Its version.
+        version: String,
+        /// The release that has it.
+        release: String,
+        /// What stood in the way.
+        why: String,
+        /// What to do about it.
+        mend: String,
+    },
     /// A reference that is not one.
     #[error("{text:?} is not an image reference: {message}")]
     Reference {
@@ -162,7 +174,7 @@ impl ImageError {
                 ErrorCode::InvalidArgument
             }
             Self::Denied { .. } => ErrorCode::PermissionDenied,
-            Self::Run { .. } | Self::NoBase { .. } => ErrorCode::FailedPrecondition,
+            Self::Run { .. } | Self::NoBase { .. } | Self::NoPython { .. } => ErrorCode::FailedPrecondition,
             Self::Fetch { .. } | Self::Unreachable { .. } => ErrorCode::Unavailable,
             Self::Digest { .. } | Self::Malformed { .. } => ErrorCode::DataLoss,
             Self::Io { full: true, .. } => ErrorCode::ResourceExhausted,

@@ -6,7 +6,7 @@
 //! layer; whatever was fetched is checked against its digest before it is used.
 //!
 //! Entry points: [`ImageBuilder::build`] makes a [`Recipe`] into an [`ImageSpec`]; [`BaseConfig`] says where
-//! bases come from; [`Builder`] is what is asked of containers, [`LayerIndex`] of the store, [`Context`] of
+//! bases come from; [`StandalonePythons`] are for images without one; [`Builder`] is what is asked of containers, [`LayerIndex`] of the store, [`Context`] of
 //! the file store.
 
 pub mod base;
@@ -23,6 +23,7 @@ mod network;
 pub mod plan;
 mod recipe;
 mod spec;
+mod standalone;
 pub mod steps;
 #[cfg(test)]
 mod testing;
@@ -38,4 +39,5 @@ pub use log::{LogSink, LogStream, NoLog};
 pub use network::HostNetwork;
 pub use recipe::{ContextMount, Recipe, SecretRef};
 pub use spec::{HostBind, ImageSpec, LayerOwner, LayerRef, Libc, PATH_DEFAULT, PythonInfo, PythonPackage};
+pub use standalone::{STANDALONE_SOURCE, StandalonePython, StandalonePythons};
 pub use steps::{Builder, LayerSize};

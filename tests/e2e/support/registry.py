@@ -7,9 +7,11 @@ import io
 import json
 import platform
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import unquote
 
 from support.local_http import LocalHttp
 
@@ -29,6 +31,8 @@ class Registry(LocalHttp):
     manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     # Who may pull what lies below `private/`: the Authorization header of a name and password.
     members: set[str] = field(default_factory=set)
+    # What is there for everybody, by path: not images.
+    files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     def push(self, name: str, tag: str, layers: list[tuple[str, bytes]], config: dict[str, object]) -> None:
@@ -69,6 +73,11 @@ class Registry(LocalHttp):
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.split("?")[0]
         self.asked.append(path)
+        if path.startswith("/files/"):
+            body = self.files.get(unquote(path.removeprefix("/files/")))
+            if body is None:
+                return _send(request, 404, "text/plain", b"")
+            return _send(request, 200, "application/octet-stream", body)
         if path == "/token":
             given = request.headers.get("authorization", "")
             if given and given not in self.members:
@@ -91,14 +100,16 @@ class Registry(LocalHttp):
         return _send(request, 200, kind, body, {"docker-content-digest": _digest(body)})
 
 
-def tree_as_layer(folder: Path) -> tuple[str, bytes]:
-    """A folder as an uncompressed layer, with its owners and links."""
+def tree_as_layer(folder: Path, wanted: Callable[[str], bool] = lambda path: True) -> tuple[str, bytes]:
+    """A folder as an uncompressed layer, with its owners and links; of it only the paths that are wanted."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(folder.rglob("*")):
             if not path.is_symlink() and not (path.is_file() or path.is_dir()):
                 continue  # a device
-            archive.add(path, str(path.relative_to(folder)), recursive=False)
+            inside = str(path.relative_to(folder))
+            if wanted(inside):
+                archive.add(path, inside, recursive=False)
     return LAYER, out.getvalue()
 
 

@@ -68,6 +68,13 @@ class Server:
     def explain(self, object_id: str) -> dict[str, Any]:
         return json.loads(self.evoke("explain", "--json", object_id).stdout)
 
+    def base_layer(self) -> Path:
+        """The files of the base for Debian that it made."""
+        layers = self.data / "layers"
+        trees = [path / "fs" for path in layers.iterdir() if (path / "fs/etc/debian_version").exists()]
+        assert trees, os.listdir(layers)
+        return max(trees, key=lambda path: len(list((path / "usr").iterdir())))
+
     def kill_server(self, away_s: float = 0.0) -> None:
         """SIGKILLs the server process; the holder's next one starts at once, or after `away_s` seconds."""
         status = self.status()

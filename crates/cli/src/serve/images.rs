@@ -7,7 +7,7 @@ use evoke_control::ports::{BuildLog, BuildRequest, BuiltImage, ImageBuilder, Sto
 use evoke_core::Error;
 use evoke_image::{
     Context, ContextEntry, ContextMount, ImageError, ImageSpec, LayerOwner, LayerRef, Libc, LogSink,
-    LogStream, Login, LoginKind, Recipe, SecretRef,
+    LogStream, Login, LoginKind, Recipe, SecretRef, StandalonePythons,
 };
 use evoke_proto::api;
 use sha2::{Digest, Sha256};
@@ -39,6 +39,7 @@ pub(super) struct Images {
     contexts: Arc<Contexts>,
     layers: PathBuf,
     bytecode: Bytecode,
+    pythons: Arc<StandalonePythons>,
 }
 
 impl Images {
@@ -47,8 +48,9 @@ impl Images {
         contexts: Arc<Contexts>,
         layers: PathBuf,
         bytecode: Bytecode,
+        pythons: Arc<StandalonePythons>,
     ) -> Self {
-        Self { builder, contexts, layers, bytecode }
+        Self { builder, contexts, layers, bytecode, pythons }
     }
 }
 
@@ -106,6 +108,25 @@ impl ImageBuilder for Images {
         let built = built_of(&spec)?;
         self.bytecode.prepare(&built);
         Ok(built)
+    }
+
+    fn knows_python(&self, name: &str) -> bool {
+        StandalonePythons::knows(name)
+    }
+
+    async fn standalone_python(
+        &self,
+        name: &str,
+        log: BuildLog,
+    ) -> Result<(Vec<api::MountFile>, PathBuf), Error> {
+        let python = self.pythons.get(name, Arc::new(Lines(log))).await.map_err(|e| e.to_core())?;
+        let files = python.files.into_iter().map(|file| api::MountFile {
+            filename: format!("/{}", file.path),
+            sha256_hex: file.sha256,
+            mode: file.mode,
+            ..Default::default()
+        });
+        Ok((files.collect(), python.tree))
     }
 
     fn layer_path(&self, name: &str) -> PathBuf {

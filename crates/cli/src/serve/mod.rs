@@ -28,7 +28,7 @@ use evoke_files::fetch::Fetcher;
 use evoke_files::pypi::{IndexConfig, PackageIndex};
 use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
 use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WorkspaceToken};
-use evoke_image::{BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder};
+use evoke_image::{BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder, StandalonePythons};
 use evoke_proto::worker::Control as ControlPort;
 use evoke_runtime::Runtime;
 use evoke_runtime::fdstore::FdStoreClient;
@@ -201,9 +201,10 @@ async fn rooms(
     bases.host.never.push(data.path().to_path_buf());
     let contexts = Arc::new(images::Contexts::default());
     let tools = BuildTools { base, context: contexts.clone(), staging: inside("spool/staging") };
-    let index = PackageIndex::new(fetcher, IndexConfig::of_host(&launch.host_env));
+    let index = PackageIndex::new(fetcher.clone(), IndexConfig::of_host(&launch.host_env));
     let of_client = evoke_files::bundles::Bundles::open(&inside("bundles"), &launch.host_env, index)?;
     let bytecode = bytecode::Bytecode::new(steps, layers.clone(), of_client.clone(), uid, gid);
+    let pythons = StandalonePythons::open(&bases.standalone_python, inside("pythons"), fetcher.clone())?;
     let builder = evoke_image::ImageBuilder::new(bases, tools)?;
     Ok(Dependencies {
         store: Store::open(&inside("db/evoke.db")).context("opening the database")?,
@@ -216,7 +217,13 @@ async fn rooms(
         shared_folders: SharedFolders::open(&inside("volumes/shared"))?,
         blobs: BlobStore::open(&inside("blobs"), clock.clone())?,
         values: BlobStore::open(&inside("values"), clock.clone())?,
-        builder: Arc::new(images::Images::new(builder, contexts, layers, bytecode.clone())),
+        builder: Arc::new(images::Images::new(
+            builder,
+            contexts,
+            layers,
+            bytecode.clone(),
+            Arc::new(pythons),
+        )),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),
         urls: Arc::new(urls::Signed(signer.clone())),
         clock,

@@ -57,6 +57,8 @@ pub struct BaseConfig {
     pub debian: debian::DebianConfig,
     /// This machine as a base.
     pub host: HostConfig,
+    /// Where archives of standalone Pythons are: an address or a folder.
+    pub standalone_python: String,
 }
 
 impl Default for BaseConfig {
@@ -67,6 +69,7 @@ impl Default for BaseConfig {
             registry: RegistryConfig::default(),
             debian: debian::DebianConfig::default(),
             host: HostConfig::default(),
+            standalone_python: crate::STANDALONE_SOURCE.to_owned(),
         }
     }
 }

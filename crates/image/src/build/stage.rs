@@ -93,9 +93,15 @@ fn write(target: &Path, bytes: &[u8]) -> Result<()> {
     set_mode(target, 0o644)
 }
 
-/// A link where both lie on one file system and nothing forbids it, else a copy.
+/// A hard link where both lie on one file system and nothing forbids it, else a copy. What is a symbolic link
+/// stays one.
 fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
-    if from.symlink_metadata().is_ok_and(|m| m.is_file()) && std::fs::hard_link(from, to).is_ok() {
+    let kind = from.symlink_metadata().map_err(|e| ImageError::io("look at", from, &e))?;
+    if kind.is_symlink() {
+        let target = std::fs::read_link(from).map_err(|e| ImageError::io("read", from, &e))?;
+        return std::os::unix::fs::symlink(target, to).map_err(|e| ImageError::io("make", to, &e));
+    }
+    if kind.is_file() && std::fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
     std::fs::copy(from, to).map(drop).map_err(|e| ImageError::io("copy", from, &e))
