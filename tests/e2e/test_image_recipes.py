@@ -4,14 +4,16 @@ import gzip
 import hashlib
 import io
 import platform
+import signal
 import tarfile
 from pathlib import Path
 from secrets import token_hex
 
 import pytest
-from support.client import Client
+from support.client import Client, Process
 from support.registry import Registry, tree_as_layer
 from support.server import Server
+from support.waits import wait_until
 
 
 def _is_python(path: str) -> bool:
@@ -84,10 +86,94 @@ def test_a_python_is_added_to_an_image_without_one(bare: str, client: Client, re
     assert run["one"] == ["/usr/local", where, 0, None, None]
     assert run["two"] == ["/usr/local", where, 0, "made", "yes"]
     fetched = [path for path in registry.asked if path.endswith("install_only.tar.gz")]
-    assert len(fetched) == 1, fetched
+    # None where it is kept from an earlier session.
+    assert len(fetched) <= 1, fetched
 
 
 def test_a_python_that_is_not_to_be_had_says_what_to_do(bare: str, client: Client) -> None:
     run = client.program(ADDED, env={"E2E_TAG": bare, "E2E_PYTHON": "3.13"}).failed()
     for part in ("Python 3.13.0", "cpython-3.13.0+20241008-", "images.standalone_python"):
         assert part in run.flat, run.describe()
+
+
+def test_what_does_not_depend_on_each_other_is_built_side_by_side(client: Client) -> None:
+    client.write(
+        "Dockerfile",
+        """\
+FROM python:3.11-slim-bookworm AS one
+RUN echo $E2E && date +%s.%N > /one && sleep 4 && date +%s.%N >> /one
+FROM python:3.11-slim-bookworm AS two
+RUN echo $E2E && date +%s.%N > /two && sleep 4 && date +%s.%N >> /two
+FROM python:3.11-slim-bookworm
+COPY --from=one /one /one
+COPY --from=two /two /two
+""",
+        prelude=False,
+    )
+    run = client.program(
+        """
+        env = {"E2E": os.environ.get("E2E_TOKEN", "")}
+        stages = modal.Image.from_dockerfile("Dockerfile", env=env) if modal.is_local() else None
+        stamped = "date +%s.%N > /three && sleep 4 && date +%s.%N >> /three"
+        other = modal.Image.debian_slim().run_commands(stamped, env=env)
+        app = modal.App("side-by-side")
+
+        @app.function(image=stages, serialized=True)
+        def of_stages():
+            return [[float(line) for line in open(name)] for name in ("/one", "/two")]
+
+        @app.function(image=other, serialized=True)
+        def of_other():
+            return [float(line) for line in open("/three")]
+
+        @app.local_entrypoint()
+        def main():
+            report("spans", [*of_stages.remote(), of_other.remote()])
+        """,
+        env={"E2E_TOKEN": token_hex(8)},
+    ).ok()
+    one, two, three = run["spans"]
+    assert max(one[0], two[0]) < min(one[1], two[1]), (one, two)
+    assert max(one[0], three[0]) < min(one[1], three[1]), (one, three)
+    assert "one | => Step 1: RUN echo" in run.output and "two | => Step 1: RUN echo" in run.output
+
+
+def test_a_build_that_is_left_or_killed_leaves_nothing(server: Server, client: Client) -> None:
+    program = """
+        image = modal.Image.debian_slim().run_commands("echo began-$E2E && sleep 300", env={"E2E": "TOKEN"})
+        app = modal.App("left", image=image)
+
+        @app.function()
+        def never():
+            return 1
+
+        @app.local_entrypoint()
+        def main():
+            never.remote()
+        """
+
+    def builds() -> list[str]:
+        return [path.name for path in (server.data / "containers").iterdir() if path.name.startswith("build-")]
+
+    def begin(token: str) -> Process:
+        running = client.start_program(program.replace("TOKEN", token))
+        running.wait_for_text(f"began-{token}")
+        assert builds()
+        return running
+
+    token = token_hex(8)
+    before = sorted((server.data / "layers").iterdir())
+    # Ctrl-C. A second client that waits for the same build keeps it alive, and nobody else.
+    left, stays = begin(token), begin(token)
+    left.signal(signal.SIGINT)
+    left.end()
+    assert builds() and not stays.lines[-1].text.startswith("Error")
+    stays.kill()
+    wait_until(lambda: not builds(), "the end of a build that nobody waits for", 60.0)
+    assert sorted((server.data / "layers").iterdir()) == before
+
+    killed = begin(token_hex(8))
+    server.kill_server()
+    assert "cut off by a restart" in killed.end().flat
+    wait_until(lambda: not builds(), "the end of a build whose server was killed", 60.0)
+    assert sorted((server.data / "layers").iterdir()) == before

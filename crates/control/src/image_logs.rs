@@ -21,6 +21,11 @@ use tokio::time::Instant;
 const STREAM_SECS_MAX: f32 = 60.0;
 /// Images of a chain at most.
 const CHAIN_MAX: usize = 1_000;
+/// How long a build goes on with nobody who waits for it: who lost the connection comes back sooner, and a program
+/// that is started again joins what it began.
+const ALONE_MAX: Duration = Duration::from_secs(15);
+/// What is said of a build that ended for that.
+pub(crate) const ABANDONED: &str = "The build was ended, as everybody who waited for it had left. Run the app again; finished steps are kept";
 /// What is said of a build that ended with its server.
 pub(crate) const CUT_OFF: &str = "The build was cut off by a restart of the server. Run the app again";
 
@@ -65,6 +70,24 @@ pub(crate) struct Build {
     pending: Mutex<Vec<NewEntry>>,
     more: Notify,
     outcome: watch::Sender<Option<Outcome>>,
+    /// How many clients watch it.
+    watched: watch::Sender<usize>,
+}
+
+/// A client that watches a build, while it does.
+struct Watching(Arc<Build>);
+
+impl Watching {
+    fn begin(build: Arc<Build>) -> Self {
+        build.watched.send_modify(|watchers| *watchers += 1);
+        Self(build)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.watched.send_modify(|watchers| *watchers -= 1);
+    }
 }
 
 impl Build {
@@ -75,6 +98,7 @@ impl Build {
             pending: Mutex::default(),
             more: Notify::new(),
             outcome: watch::channel(None).0,
+            watched: watch::channel(0).0,
         }
     }
 
@@ -105,6 +129,21 @@ impl Build {
         done
     }
 
+    /// Returns once nobody has watched the build for [`ALONE_MAX`].
+    pub(crate) async fn abandoned(&self) {
+        let mut watched = self.watched.subscribe();
+        loop {
+            // `self` keeps the sender, so that neither wait can fail for want of one.
+            if watched.wait_for(|watchers| *watchers == 0).await.is_err() {
+                return;
+            }
+            let come_back = watched.wait_for(|watchers| *watchers > 0);
+            if tokio::time::timeout(ALONE_MAX, come_back).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn flush(&self, control: &Control) {
         let entries = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         if entries.is_empty() {
@@ -120,7 +159,7 @@ impl Build {
 /// One client that watches a build.
 struct Watcher {
     control: Arc<Control>,
-    build: Arc<Build>,
+    watching: Watching,
     cursor: Cursor,
     deadline: Instant,
     over: bool,
@@ -132,13 +171,14 @@ impl Watcher {
         while !self.over {
             // Subscribe first, then look: what comes after the look wakes. The end is looked at before the log, so
             // that the last piece cannot be missed.
-            let mut appended = self.control.logs.subscribe(&self.build.stream).map_err(stored)?;
+            let mut appended = self.control.logs.subscribe(&self.watching.0.stream).map_err(stored)?;
             appended.mark_unchanged();
-            let mut ended = self.build.outcome.subscribe();
+            let mut ended = self.watching.0.outcome.subscribe();
             let outcome = ended.borrow_and_update().clone();
-            if let Some(builder) = self.build.builder {
+            if let Some(builder) = self.watching.0.builder {
                 let filter = Filter { task: Some(builder), ..Filter::default() };
-                let page = self.control.logs.read_from(self.build.stream.clone(), self.cursor, filter).await;
+                let page =
+                    self.control.logs.read_from(self.watching.0.stream.clone(), self.cursor, filter).await;
                 let page = page.map_err(stored)?;
                 self.cursor = page.next;
                 if !page.entries.is_empty() {
@@ -186,7 +226,7 @@ impl Control {
         let hold = Duration::from_secs_f32(request.timeout.clamp(0.0, STREAM_SECS_MAX));
         let watcher = Watcher {
             control: self,
-            build,
+            watching: Watching::begin(build),
             cursor: request.last_entry_id.parse().unwrap_or(Cursor::START),
             deadline: Instant::now() + hold,
             over: false,

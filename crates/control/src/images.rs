@@ -1,6 +1,6 @@
 //! Images: the same recipe is the same image; what is not built yet is built once, however many ask.
 
-use crate::image_logs::{Build, CUT_OFF, Outcome, unreadable};
+use crate::image_logs::{ABANDONED, Build, CUT_OFF, Outcome, unreadable};
 use crate::invocations::call_without_arguments;
 use crate::ports::{BuildLog, BuildRequest, BuiltImage};
 use crate::results::client_item;
@@ -109,6 +109,12 @@ impl Control {
             }
             let started = Instant::now();
             let work = control.build_image(&row, request, version, build.clone());
+            let work = async {
+                tokio::select! {
+                    outcome = work => outcome,
+                    () = build.abandoned() => Err(Status::new(Code::Cancelled, ABANDONED)),
+                }
+            };
             let outcome = build.recorded(&control, work).await;
             let outcome = outcome.map_err(|status| Error::new(code_of(status.code), status.message));
             tracing::debug!(ok = outcome.is_ok(), ms = started.elapsed().as_millis() as u64, "build ended");

@@ -70,6 +70,37 @@ impl LogSink for LogFan {
     }
 }
 
+/// Puts a name before each line.
+pub(crate) struct Tagged<'a> {
+    sink: &'a dyn LogSink,
+    name: &'a str,
+    /// Streams that stand within a line: standard output, standard error.
+    within: Mutex<[bool; 2]>,
+}
+
+impl<'a> Tagged<'a> {
+    pub(crate) fn new(sink: &'a dyn LogSink, name: &'a str) -> Self {
+        Self { sink, name, within: Mutex::default() }
+    }
+}
+
+impl LogSink for Tagged<'_> {
+    fn write(&self, stream: LogStream, text: &str) {
+        let mut within = self.within.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = &mut within[usize::from(stream == LogStream::Stderr)];
+        let mut tagged = String::with_capacity(text.len() + 16);
+        for line in text.split_inclusive('\n') {
+            if !*within {
+                tagged.push_str(self.name);
+                tagged.push_str(" | ");
+            }
+            tagged.push_str(line);
+            *within = !line.ends_with('\n');
+        }
+        self.sink.write(stream, &tagged);
+    }
+}
+
 /// Keeps the last lines of a step, for the error of one that fails.
 pub(crate) struct Tail<'a> {
     sink: &'a dyn LogSink,
@@ -135,6 +166,16 @@ pub(crate) mod tests {
         fan.join(kept.clone());
         fan.write(LogStream::Stdout, "b\n");
         assert_eq!(kept.text(), "a\nb\n");
+    }
+
+    #[test]
+    fn each_line_is_tagged_once() {
+        let kept = Kept::default();
+        let tagged = Tagged::new(&kept, "one");
+        for text in ["a\nb", "c\n", "", "d\n"] {
+            tagged.write(LogStream::Stdout, text);
+        }
+        assert_eq!(kept.text(), "one | a\none | bc\none | d\n");
     }
 
     #[test]

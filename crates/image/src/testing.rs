@@ -28,14 +28,20 @@ pub(crate) struct FakeBuilder {
     pub delay: Duration,
     /// Commands that are running, and were dropped before their end.
     pub dropped: Arc<AtomicUsize>,
+    /// Commands that say `meet` end once as many of them run as it is for.
+    pub together: Option<Arc<tokio::sync::Barrier>>,
+    /// Commands that run now, and the most that ever did.
+    pub running: AtomicUsize,
+    pub most: AtomicUsize,
 }
 
-struct Running(Arc<AtomicUsize>, bool);
+struct Running<'a>(&'a FakeBuilder, bool);
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
         if !self.1 {
-            self.0.fetch_add(1, Ordering::SeqCst);
+            self.0.dropped.fetch_add(1, Ordering::SeqCst);
         }
     }
 }
@@ -62,8 +68,14 @@ impl Builder for FakeBuilder {
         if command.commit.is_some() {
             self.note(format!("run {text}"));
         }
-        let mut running = Running(self.dropped.clone(), false);
-        tokio::time::sleep(self.delay).await;
+        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let mut running = Running(self, false);
+        if let Some(together) = self.together.as_ref().filter(|_| text.contains("meet")) {
+            together.wait().await;
+        }
+        if !text.contains("at once") {
+            tokio::time::sleep(self.delay).await;
+        }
         running.1 = true;
         let end = |code| CommandEnd { code: Some(code), signal: None, oom: false };
         if command.commit.is_none() {

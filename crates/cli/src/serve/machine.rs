@@ -18,6 +18,19 @@ pub(super) struct Found {
     pub gpus: Vec<Gpu>,
 }
 
+/// Steps of image builds that run at the same time, per core: many of them wait for a network or a disk.
+const STEPS_PER_CORE: u64 = 2;
+/// Memory (MiB) that there should be for each of them: a compiler needs as much.
+const STEP_MIB: u64 = 1024;
+
+impl Found {
+    /// Steps of image builds that may run at the same time.
+    pub(super) fn build_steps(&self) -> usize {
+        let by_cores = self.has.milli_cpu.div_ceil(1000) * STEPS_PER_CORE;
+        usize::try_from(by_cores.min(self.has.memory_mib / STEP_MIB).max(1)).unwrap_or(1)
+    }
+}
+
 /// Looks at the machine.
 pub(super) fn look(config: &Config, data: &DataFolder) -> Result<Found> {
     let cores = std::thread::available_parallelism().context("counting processors")?.get();

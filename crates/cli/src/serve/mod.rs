@@ -87,7 +87,8 @@ impl Roles {
         let key = load_or_make_key(&data.path().join("url.key"), &mut SystemEntropy::default())?;
         let signer = UrlSigner::new(&key, clock.clone());
         let machine = machine::look(&launch.config, &data)?;
-        let rooms = rooms(&data, &launch, runtime.clone(), &signer, clock.clone()).await?;
+        let rooms =
+            rooms(&data, &launch, runtime.clone(), &signer, clock.clone(), machine.build_steps()).await?;
         let (store, blobs, contents) = (rooms.store.clone(), rooms.blobs.clone(), rooms.contents.clone());
         let config =
             ControlConfig { builder_version: BUILDER_VERSION.to_owned(), machine: machine.has.clone() };
@@ -175,6 +176,7 @@ async fn rooms(
     runtime: Arc<dyn Runtime>,
     signer: &UrlSigner,
     clock: Arc<dyn Clock>,
+    steps_at_once: usize,
 ) -> Result<Dependencies> {
     let inside = |name: &str| data.path().join(name);
     let (uid, gid) = own_ids();
@@ -200,7 +202,8 @@ async fn rooms(
     let mut bases = launch.config.images.clone();
     bases.host.never.push(data.path().to_path_buf());
     let contexts = Arc::new(images::Contexts::default());
-    let tools = BuildTools { base, context: contexts.clone(), staging: inside("spool/staging") };
+    let tools =
+        BuildTools { base, context: contexts.clone(), staging: inside("spool/staging"), steps_at_once };
     let index = PackageIndex::new(fetcher.clone(), IndexConfig::of_host(&launch.host_env));
     let of_client = evoke_files::bundles::Bundles::open(&inside("bundles"), &launch.host_env, index)?;
     let bytecode = bytecode::Bytecode::new(steps, layers.clone(), of_client.clone(), uid, gid);

@@ -48,6 +48,8 @@ impl Inner {
             say(log, format!("{head}  (cached)"));
             return Ok(());
         }
+        let turn = self.turns.acquire().await;
+        let _turn = turn.map_err(|error| ImageError::builder("wait for a turn", error))?;
         say(log, head);
         tools.clear(&layer.path).await?;
         let start = tools.clock.now();

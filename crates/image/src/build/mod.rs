@@ -4,6 +4,7 @@
 mod function;
 mod layers;
 mod probe;
+mod side_by_side;
 mod stage;
 
 pub use function::FunctionLayer;
@@ -14,7 +15,7 @@ use crate::digest::Hasher;
 use crate::dockerfile::{self, Dockerfile};
 use crate::error::{ImageError, Result};
 use crate::log::{LogFan, LogSink, say};
-use crate::plan::{Action, Plan, PlanInput, external_images, plan};
+use crate::plan::{PlanInput, external_images, plan};
 use crate::recipe::Recipe;
 use crate::spec::ImageSpec;
 use futures::FutureExt as _;
@@ -37,6 +38,8 @@ pub struct BuildTools {
     pub context: Arc<dyn Context>,
     /// Where copies are put together.
     pub staging: PathBuf,
+    /// Steps of all builds that run at the same time, at most.
+    pub steps_at_once: usize,
 }
 
 /// One request for an image.
@@ -69,6 +72,8 @@ struct Inner {
     forced: AtomicU64,
     /// Bases are brought one at a time: two that share layers would fetch them twice.
     bringing: tokio::sync::Mutex<()>,
+    /// One permit for each step that may run.
+    turns: tokio::sync::Semaphore,
 }
 
 type SharedBuild = Shared<BoxFuture<'static, Result<ImageSpec>>>;
@@ -87,6 +92,7 @@ impl ImageBuilder {
         }
         let inner = Inner {
             bases: Bases::new(bases, tools.base.clone()),
+            turns: tokio::sync::Semaphore::new(tools.steps_at_once.max(1)),
             tools,
             locks: Locks::default(),
             running: Mutex::default(),
@@ -185,17 +191,10 @@ impl Inner {
             layers: &self.tools.base.layers,
             salt,
         };
-        let Plan { steps, mut image } = plan(&input)?;
-        let changed = steps.iter().any(|step| step.layer.is_some());
-        say(log, format!("=> Step 0: FROM {}", base_name(&file)));
-        for (at, step) in steps.iter().enumerate() {
-            let head = format!("=> Step {}: {}", at + 1, step.text);
-            match &step.action {
-                Action::Config => say(log, head),
-                Action::Skip(why) => say(log, format!("{head}\nskipped: {why}")),
-                Action::Run(_) | Action::Copy(_) => self.layer(step, &request, &head, log).await?,
-            }
-        }
+        let plan = plan(&input)?;
+        self.carry_out(&plan, &request, log).await?;
+        let changed = plan.steps.iter().any(|step| step.layer.is_some());
+        let mut image = plan.image;
         if changed || image.python.is_none() {
             probe::look(&*self.tools.base.builder, &mut image, log).await?;
         }
@@ -225,10 +224,6 @@ impl Inner {
         }
         Ok(external)
     }
-}
-
-fn base_name(file: &Dockerfile) -> &str {
-    file.stages.last().map(|stage| stage.base.as_str()).unwrap_or_default()
 }
 
 #[cfg(test)]

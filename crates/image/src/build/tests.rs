@@ -33,6 +33,7 @@ fn world(fake: FakeBuilder) -> World {
         base: tools(folder.path(), fake.clone()),
         context: Arc::new(Tree(tree)),
         staging: folder.path().join("staging"),
+        steps_at_once: 4,
     };
     let builder = ImageBuilder::new(BaseConfig::default(), tools).unwrap();
     World { folder, fake, builder }
@@ -153,6 +154,47 @@ async fn builds_that_share_a_step_wait_for_it() {
 }
 
 #[tokio::test]
+async fn stages_run_side_by_side_and_wait_for_what_they_copy() {
+    // Each of them ends only once all three run.
+    let together = Arc::new(tokio::sync::Barrier::new(3));
+    let world = world(FakeBuilder { together: Some(together), ..FakeBuilder::default() });
+    let text = "FROM base AS one\nRUN meet one\nFROM base AS two\nRUN meet two\n\
+                FROM base\nRUN meet three\nCOPY --from=one /x /x\nCOPY --from=two /y /y";
+    let build = world.build(request(text));
+    let (image, log) = tokio::time::timeout(Duration::from_secs(10), build).await.unwrap();
+    assert_eq!(image.unwrap().layers.len(), 3);
+    let asked = world.fake.asked();
+    assert_eq!(asked[3..], ["copy image [\"x\"] to /x", "copy image [\"y\"] to /y"]);
+    for line in
+        ["one | => Step 1: RUN meet one", "two | output of meet two", "stage-2 | => Step 0: FROM base"]
+    {
+        assert!(log.contains(line), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn the_failure_of_a_stage_ends_the_others() {
+    let world = world(FakeBuilder { delay: Duration::from_secs(60), ..FakeBuilder::default() });
+    let text = "FROM base AS one\nRUN slow\nFROM base AS two\nRUN at once: fail\n\
+                FROM base\nCOPY --from=one /x /x\nCOPY --from=two /y /y";
+    let build = world.build(request(text));
+    let (image, _) = tokio::time::timeout(Duration::from_secs(10), build).await.unwrap();
+    assert!(matches!(image.unwrap_err(), ImageError::Run { line: 4, .. }));
+    assert_eq!(world.fake.dropped.load(Ordering::SeqCst), 1);
+    assert_eq!(world.entries("layers"), 0);
+}
+
+#[tokio::test]
+async fn no_more_steps_run_at_once_than_may() {
+    let delay = Duration::from_millis(20);
+    let world = world(FakeBuilder { delay, ..FakeBuilder::default() });
+    let stages: String = (0..9).map(|n| format!("FROM base AS s{n}\nRUN {n}\n")).collect();
+    let copies: String = (0..9).map(|n| format!("COPY --from=s{n} /x /x{n}\n")).collect();
+    world.build(request(&format!("{stages}FROM base\n{copies}"))).await.0.unwrap();
+    assert_eq!(world.fake.most.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
 async fn a_dropped_build_ends() {
     let world = world(FakeBuilder { delay: Duration::from_secs(60), ..FakeBuilder::default() });
     let build = world.build(request("FROM base\nRUN one"));
@@ -220,6 +262,7 @@ async fn an_unknown_base_says_what_was_tried() {
         base: tools(world.folder.path(), world.fake.clone()),
         context: Arc::new(crate::NoContext),
         staging: world.folder.path().join("staging"),
+        steps_at_once: 4,
     };
     let builder = ImageBuilder::new(config, tools).unwrap();
     let error = builder.build(request("FROM ubuntu:22.04"), Arc::new(crate::NoLog)).await.unwrap_err();

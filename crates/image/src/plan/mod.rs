@@ -103,6 +103,8 @@ pub enum StagedFile {
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
+    /// Its place in [`Plan::stages`].
+    pub stage: usize,
     /// Line number in the Dockerfile.
     pub line: usize,
     /// As written.
@@ -115,10 +117,21 @@ pub struct Step {
     pub layer: Option<crate::spec::LayerRef>,
 }
 
+/// A stage as logs call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedStage {
+    /// Its name, or `stage-` and its number in the file.
+    pub name: String,
+    /// What it begins with, as written.
+    pub base: String,
+}
+
 /// What to build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Stages that are needed, in order, each with its steps.
+    /// Stages that are needed, in the order of the file.
+    pub stages: Vec<PlannedStage>,
+    /// Their steps, in the order of the file.
     pub steps: Vec<Step>,
     /// The image once all steps are done.
     pub image: ImageSpec,

@@ -1,7 +1,7 @@
 //! Stages: which are needed for the last one, in which order, and what each stands on.
 
 use super::state::{State, builtin_args, fail};
-use super::{Action, Plan, PlanInput, Step};
+use super::{Action, Plan, PlanInput, PlannedStage, Step};
 use crate::dockerfile::{CopyInstruction, Dockerfile, Instruction, Numbered, Stage, expand};
 use crate::error::{ImageError, Result};
 use crate::recipe::Recipe;
@@ -39,6 +39,7 @@ pub fn external_images(dockerfile: &Dockerfile, recipe: &Recipe) -> Result<Vec<S
 pub(super) fn plan_all(input: &PlanInput<'_>) -> Result<Plan> {
     let globals = globals(input.dockerfile, input.recipe)?;
     let mut built: BTreeMap<usize, ImageSpec> = BTreeMap::new();
+    let mut stages = Vec::new();
     let mut steps = Vec::new();
     let mut last = ImageSpec::default();
     for index in needed(input.dockerfile, input.recipe, &globals)? {
@@ -46,7 +47,9 @@ pub(super) fn plan_all(input: &PlanInput<'_>) -> Result<Plan> {
         let source = base_of(input.dockerfile, input.recipe, &globals, index)?;
         let start = find(input, &built, &source).map_err(|message| stage_error(stage, message))?;
         let (stage_steps, image) = plan_stage(input, &globals, &built, index, start)?;
-        steps.extend(stage_steps);
+        steps.extend(stage_steps.into_iter().map(|step| Step { stage: stages.len(), ..step }));
+        let name = stage.name.clone().unwrap_or_else(|| format!("stage-{index}"));
+        stages.push(PlannedStage { name, base: stage.base.clone() });
         last.clone_from(&image);
         built.insert(index, image);
     }
@@ -55,7 +58,7 @@ pub(super) fn plan_all(input: &PlanInput<'_>) -> Result<Plan> {
         // What a base had no longer describes what stands on it.
         last.packages.clear();
     }
-    Ok(Plan { steps, image: last })
+    Ok(Plan { stages, steps, image: last })
 }
 
 fn plan_stage(

@@ -153,18 +153,25 @@ impl<'a> State<'a> {
         Err(fail(at, format!("the image has more than {LAYERS_MAX} layers: join some of its steps")))
     }
 
-    /// A step that adds a layer.
+    /// A step that adds a layer. Its stage is filled in by who puts stages together.
     pub(super) fn add_layer(&mut self, at: &Numbered, action: Action, digest: String) -> Result<Step> {
         self.check_room(at)?;
         let onto = Root::of(&self.image);
         let layer = LayerRef { path: self.input.layer_path(&digest), digest, owner: LayerOwner::Canonical };
         self.image.layers.push(layer.clone());
-        Ok(Step { line: at.line, text: at.text.clone(), action, onto, layer: Some(layer) })
+        Ok(Step { stage: 0, line: at.line, text: at.text.clone(), action, onto, layer: Some(layer) })
     }
 
     /// A step that adds none.
     pub(super) fn plain(&self, at: &Numbered, action: Action) -> Step {
-        Step { line: at.line, text: at.text.clone(), action, onto: Root::of(&self.image), layer: None }
+        Step {
+            stage: 0,
+            line: at.line,
+            text: at.text.clone(),
+            action,
+            onto: Root::of(&self.image),
+            layer: None,
+        }
     }
 }
 

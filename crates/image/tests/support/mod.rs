@@ -156,6 +156,6 @@ pub fn image_builder_with(
         network: Arc::new(network),
         ecr_endpoint: None,
     };
-    let tools = BuildTools { base, context, staging: folder.join("staging") };
+    let tools = BuildTools { base, context, staging: folder.join("staging"), steps_at_once: 4 };
     ImageBuilder::new(bases, tools).unwrap()
 }
