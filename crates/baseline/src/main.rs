@@ -81,6 +81,7 @@ async fn main() -> Result<()> {
         service: Arc::new(service::dispatcher(&server)),
         http: Arc::new(NoHttp),
         authenticator: Arc::new(Anybody),
+        web: None,
     };
     // Kept to the end: its sender's end would stop the listeners.
     let (stop, stopped) = watch::channel(false);

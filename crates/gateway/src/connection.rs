@@ -4,7 +4,7 @@ use bytes::Bytes;
 use evoke_core::Error;
 use evoke_proto::grpc::{GrpcBody, is_grpc};
 use evoke_proto::{Peer, Service, grpc};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -17,9 +17,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use crate::accept::Permit;
 use crate::ingress::Identity;
 use crate::preface::{Version, detect};
 use crate::routes::{HttpBody, HttpRoutes};
+use crate::web::{WebBody, WebIngress};
+use crate::wire::Watch;
 use crate::{Authenticator, authenticate, origin};
 
 /// How long a connection may take to say which version it speaks, and an HTTP/1 connection to send the head
@@ -43,20 +46,63 @@ const RESET_STREAMS_MAX: usize = 4_096;
 /// A silent HTTP/2 connection is asked after this time whether it is there, and has as long to answer.
 const KEEPALIVE_MS: u64 = 30_000;
 
-/// What a connection is served with: its listener's.
+/// Answers the requests of a listener's connections.
+pub(crate) trait Answers: Send + Sync + 'static {
+    /// Answers one request; what goes wrong is in the answer.
+    fn answer(
+        &self,
+        connection: &Arc<Connection>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<AnswerBody>> + Send;
+}
+
+/// What is known of a connection.
+pub(crate) struct Connection {
+    /// The other end.
+    pub peer: Peer,
+    /// The address of the other end, as a header says it.
+    pub client: Option<HeaderValue>,
+    /// Tells when the other end closes, where that can be told.
+    pub watch: Option<Watch>,
+    /// Turns true when the listener stops.
+    pub stop: watch::Receiver<bool>,
+    /// Its place among the connections of its listener. Whatever outlives the connection as HTTP (a WebSocket)
+    /// holds it too.
+    _permit: Permit,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        peer: Peer,
+        watch: Option<Watch>,
+        stop: watch::Receiver<bool>,
+        permit: Permit,
+    ) -> Arc<Self> {
+        let client = match peer {
+            Peer::Net(address) => HeaderValue::try_from(address.ip().to_canonical().to_string()).ok(),
+            Peer::Unix | Peer::Local => None,
+        };
+        Arc::new(Self { peer, client, watch, stop, _permit: permit })
+    }
+}
+
+/// What a connection to the platform is served with: its listener's.
 pub(crate) struct Context {
     pub identity: Identity,
     pub origin: Arc<str>,
+    pub port: Option<u16>,
     pub service: Arc<dyn Service>,
     pub http: Arc<dyn HttpRoutes>,
     pub authenticator: Arc<dyn Authenticator>,
     pub grpc: grpc::Grpc,
+    pub web: Option<WebIngress>,
 }
 
-/// The body of an answer of either kind.
-enum AnswerBody {
+/// The body of an answer of each kind.
+pub(crate) enum AnswerBody {
     Grpc(GrpcBody),
     Http(HttpBody),
+    Web(WebBody),
 }
 
 impl Body for AnswerBody {
@@ -70,6 +116,7 @@ impl Body for AnswerBody {
         match self.get_mut() {
             AnswerBody::Grpc(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             AnswerBody::Http(body) => Pin::new(body).poll_frame(cx),
+            AnswerBody::Web(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -77,6 +124,7 @@ impl Body for AnswerBody {
         match self {
             AnswerBody::Grpc(body) => body.is_end_stream(),
             AnswerBody::Http(body) => body.is_end_stream(),
+            AnswerBody::Web(body) => body.is_end_stream(),
         }
     }
 
@@ -84,34 +132,52 @@ impl Body for AnswerBody {
         match self {
             AnswerBody::Grpc(body) => body.size_hint(),
             AnswerBody::Http(body) => body.size_hint(),
+            AnswerBody::Web(body) => body.size_hint(),
         }
     }
 }
 
-impl Context {
-    async fn answer(&self, peer: Peer, mut request: Request<Incoming>) -> Response<AnswerBody> {
+impl Answers for Context {
+    async fn answer(
+        &self,
+        connection: &Arc<Connection>,
+        mut request: Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let grpc = is_grpc(request.headers());
+        // RPCs of the platform are the many; they are never looked up among the web functions.
+        if let Some(web) = self.web.as_ref().filter(|_| !(grpc && is_platform_rpc(request.uri().path())))
+            && let Some(endpoint) = web.route(&request, self.port)
+        {
+            return web.answer(endpoint, connection, request).await;
+        }
         let principal = match self.identity {
             Identity::Container(task) => evoke_core::Principal::Container(task),
             Identity::Public => authenticate::principal(&*self.authenticator, request.headers_mut()),
         };
         // What comes over a unix socket names no address by which others could come.
-        let origin = match peer {
+        let origin = match connection.peer {
             Peer::Net(_) => origin::of(&request, &self.origin),
             Peer::Unix | Peer::Local => self.origin.clone(),
         };
-        let caller = grpc::Caller { principal, peer, origin };
-        if is_grpc(request.headers()) {
+        let caller = grpc::Caller { principal, peer: connection.peer, origin };
+        if grpc {
             return self.grpc.serve(self.service.clone(), request, caller).await.map(AnswerBody::Grpc);
         }
         self.http.respond(request, &caller).await.map(AnswerBody::Http)
     }
 }
 
-/// Serves `stream` until it ends, or until `stop` turns true and what was begun is done.
-pub(crate) async fn serve<S>(context: Arc<Context>, stream: S, peer: Peer, mut stop: watch::Receiver<bool>)
+fn is_platform_rpc(path: &str) -> bool {
+    path.starts_with("/modal.")
+}
+
+/// Serves `stream` until it ends, or until its listener stops and what was begun is done.
+pub(crate) async fn serve<S, A>(answers: Arc<A>, stream: S, connection: Arc<Connection>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: Answers,
 {
+    let (peer, mut stop) = (connection.peer, connection.stop.clone());
     let detected = tokio::select! {
         detected = tokio::time::timeout(Duration::from_millis(HEAD_MS_MAX), detect(stream)) => detected,
         () = stopped(&mut stop) => return,
@@ -122,9 +188,10 @@ where
         Ok(Err(error)) => return tracing::debug!(?peer, %error, "connection broke off"),
         Err(_elapsed) => return tracing::debug!(?peer, "connection said nothing"),
     };
+    let shared = Arc::new((answers, connection));
     let service = service_fn(move |request| {
-        let context = context.clone();
-        async move { Ok::<_, Infallible>(context.answer(peer, request).await) }
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(shared.0.answer(&shared.1, request).await) }
     });
     // The two kinds of connection share no type, only this pattern.
     macro_rules! drive {
@@ -162,7 +229,9 @@ fn http2() -> hyper::server::conn::http2::Builder<TokioExecutor> {
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(RESET_STREAMS_MAX)
         .keep_alive_interval(Duration::from_millis(KEEPALIVE_MS))
-        .keep_alive_timeout(Duration::from_millis(KEEPALIVE_MS));
+        .keep_alive_timeout(Duration::from_millis(KEEPALIVE_MS))
+        // For WebSockets.
+        .enable_connect_protocol();
     builder
 }
 

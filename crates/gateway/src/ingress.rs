@@ -1,26 +1,21 @@
-//! Listeners: accepts their connections and serves each, until told to stop.
+//! The listeners of the platform: what comes through them is served by who may come.
 
 use evoke_core::{Error, ErrorCode, TaskId};
 use evoke_proto::worker::{ContainerIngress, ContainerListener};
-use evoke_proto::{Peer, Service, grpc};
+use evoke_proto::{Service, grpc};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
-use crate::connection::{self, Context, stopped};
-use crate::{Authenticator, HttpRoutes};
+use crate::accept::{self, Room};
+use crate::connection::Context;
+use crate::{Authenticator, HttpRoutes, WebIngress};
 
 /// Connections at a time on the public listener; further ones wait to be accepted.
-const PUBLIC_CONNECTIONS_MAX: usize = 8_192;
+const PUBLIC_CONNECTIONS_MAX: u32 = 8_192;
 /// Connections at a time on one listener of a container.
-const CONTAINER_CONNECTIONS_MAX: usize = 512;
-/// Pause after the machine could not give a descriptor for a connection, in milliseconds.
-const ACCEPT_PAUSE_MS: u64 = 50;
-/// How long requests that were begun may take to end once the listener stops, in milliseconds.
-const GRACE_MS_MAX: u64 = 5_000;
+const CONTAINER_CONNECTIONS_MAX: u32 = 512;
 
 /// Who comes through a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,22 +47,13 @@ impl Listener {
         UnixListener::from_std(listener).map(Listener::Unix)
     }
 
-    async fn accept(&self) -> io::Result<(Accepted, Peer)> {
+    /// The port that it is bound to, where it is one.
+    pub(crate) fn port(&self) -> Option<u16> {
         match self {
-            Listener::Tcp(listener) => {
-                let (stream, address) = listener.accept().await?;
-                // Only latency is lost where this fails.
-                let _ = stream.set_nodelay(true);
-                Ok((Accepted::Tcp(stream), Peer::Net(address)))
-            }
-            Listener::Unix(listener) => Ok((Accepted::Unix(listener.accept().await?.0), Peer::Unix)),
+            Listener::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
+            Listener::Unix(_) => None,
         }
     }
-}
-
-enum Accepted {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// Everything that requests are served with. Cheap to clone.
@@ -79,6 +65,8 @@ pub struct Ingress {
     pub http: Arc<dyn HttpRoutes>,
     /// Knows the tokens of the public listener.
     pub authenticator: Arc<dyn Authenticator>,
+    /// Serves the requests that are for web functions, where there are any.
+    pub web: Option<WebIngress>,
 }
 
 impl Ingress {
@@ -90,55 +78,23 @@ impl Ingress {
         listener: Listener,
         identity: Identity,
         origin: impl Into<Arc<str>>,
-        mut stop: watch::Receiver<bool>,
+        stop: watch::Receiver<bool>,
     ) {
-        let context = Arc::new(Context {
+        let context = Context {
             identity,
             origin: origin.into(),
+            port: listener.port(),
             service: self.service.clone(),
             http: self.http.clone(),
             authenticator: self.authenticator.clone(),
             grpc: grpc::Grpc::default(),
-        });
-        let room = Arc::new(Semaphore::new(match identity {
+            web: self.web.clone(),
+        };
+        let room = Room::of(match identity {
             Identity::Public => PUBLIC_CONNECTIONS_MAX,
             Identity::Container(_) => CONTAINER_CONNECTIONS_MAX,
-        }));
-        let mut connections = JoinSet::new();
-        loop {
-            let next = async {
-                // The semaphore is never closed.
-                let permit = room.clone().acquire_owned().await.ok();
-                (listener.accept().await, permit)
-            };
-            let (accepted, permit) = tokio::select! {
-                next = next => next,
-                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-                () = stopped(&mut stop) => break,
-            };
-            let (context, stop) = (context.clone(), stop.clone());
-            match accepted {
-                Ok((Accepted::Tcp(stream), peer)) => connections.spawn(async move {
-                    connection::serve(context, stream, peer, stop).await;
-                    drop(permit);
-                }),
-                Ok((Accepted::Unix(stream), peer)) => connections.spawn(async move {
-                    connection::serve(context, stream, peer, stop).await;
-                    drop(permit);
-                }),
-                Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
-                    continue;
-                }
-            };
-        }
-        drop(listener);
-        let ended = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_millis(GRACE_MS_MAX), ended).await.is_err() {
-            tracing::debug!(?identity, left = connections.len(), "ending connections that are still open");
-            connections.shutdown().await;
-        }
+        });
+        accept::serve(listener, room, Arc::new(context), stop).await;
     }
 }
 

@@ -3,11 +3,14 @@
 //! One listener carries gRPC (the platform's RPCs), blob uploads and downloads, and a page per app. Who asks
 //! is decided by where a connection arrives ([`Identity`]) and, on the public listener, by the token that a
 //! request shows ([`Authenticator`]). Blobs and pages are reached by signed addresses ([`UrlSigner`]) and
-//! need no token.
+//! need no token. Requests for web functions, on listeners of their own ([`WebIngress::serve`]) or by the host
+//! that they name on the others, are relayed to the functions' applications.
 //!
-//! Entry points: [`Ingress::serve`] for listeners, [`Platform`] for what is not gRPC. The pieces behind it
-//! come in as traits: [`evoke_proto::Service`], [`BlobStore`], [`VolumeStore`], [`PageData`].
+//! Entry points: [`Ingress::serve`] and [`WebIngress::serve`] for listeners, [`Platform`] for what is not gRPC. The pieces behind it
+//! come in as traits: [`evoke_proto::Service`], [`BlobStore`], [`VolumeStore`], [`PageData`],
+//! [`evoke_proto::web::WebApps`].
 
+mod accept;
 mod authenticate;
 mod blobs;
 mod connection;
@@ -18,6 +21,8 @@ mod preface;
 mod routes;
 mod sign;
 mod volumes;
+mod web;
+mod wire;
 
 pub use authenticate::{Authenticator, WorkspaceToken};
 pub use blobs::{BlobStore, BlobWriter};
@@ -26,3 +31,4 @@ pub use pages::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, Pa
 pub use routes::{HttpBody, HttpRoutes, Platform};
 pub use sign::UrlSigner;
 pub use volumes::VolumeStore;
+pub use web::{WebIngress, WebLimits};

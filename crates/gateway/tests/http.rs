@@ -5,8 +5,11 @@ mod common;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::{Gateway, hex};
-use evoke_core::{AppId, BlobId};
+use evoke_core::{AppId, BlobId, CallId, Error, FunctionId, Result};
+use evoke_gateway::WebIngress;
+use evoke_proto::web::{Begun, WebAddress, WebApps, WebEndpoint, WebExchange, WebHead};
 use md5::{Digest, Md5};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -140,4 +143,63 @@ async fn stopping_ends_idle_connections_and_refuses_new_ones() {
     let mut rest = Vec::new();
     assert_eq!(idle.read_to_end(&mut rest).await.unwrap_or(0), 0);
     assert!(TcpStream::connect(gateway.address).await.is_err());
+}
+
+/// Web functions that refuse everything, each in its own name.
+struct Refusing;
+
+#[async_trait::async_trait]
+impl WebApps for Refusing {
+    fn endpoint(&self, address: &WebAddress) -> Option<WebEndpoint> {
+        let label = match address {
+            WebAddress::Port(port @ 4_001) => format!("port {port}"),
+            WebAddress::Host(host) if host == "a--b.localhost" => host.clone(),
+            _ => return None,
+        };
+        let (function, method) = (FunctionId::from_bits(1), String::new());
+        Some(WebEndpoint { function, method, label, requires_proxy_auth: false })
+    }
+    async fn admit(&self, _endpoint: &WebEndpoint, _key: &str, _secret: &str) -> Result<bool> {
+        Ok(false)
+    }
+    async fn begin(&self, endpoint: &WebEndpoint, _head: WebHead) -> Result<Begun> {
+        Err(Error::precondition(format!("this is {}", endpoint.label)))
+    }
+    fn park(&self, _endpoint: &WebEndpoint, _exchange: WebExchange) {}
+    fn resume(&self, _endpoint: &WebEndpoint, _call: CallId) -> Option<WebExchange> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn the_public_listener_serves_web_functions_by_the_host_that_a_request_names() {
+    let gateway = Gateway::with_web(Some(WebIngress::new(Arc::new(Refusing)))).await;
+    let own = gateway.address.port();
+    let of_platform = "ok\n";
+    for (host, path, expected) in [
+        (gateway.address.to_string(), "/healthz", of_platform),
+        ("127.0.0.1".to_owned(), "/healthz", of_platform),
+        ("127.0.0.1:4000".to_owned(), "/healthz", of_platform),
+        ("example.com:80".to_owned(), "/healthz", of_platform),
+        ("127.0.0.1:4001".to_owned(), "/healthz", "this is port 4001\n"),
+        ("example.com:4001".to_owned(), "/", "this is port 4001\n"),
+        (format!("A--b.localhost:{own}"), "/healthz", "this is a--b.localhost\n"),
+        ("a--b.localhost.".to_owned(), "/", "this is a--b.localhost\n"),
+    ] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer.split_once("\r\n\r\n").unwrap().1, expected, "{host}");
+    }
+    // RPCs of the platform are never asked for there.
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let request = "POST /modal.client.ModalClient/ClientHello HTTP/1.1\r\nHost: a--b.localhost\r\n\
+        Content-Type: application/grpc\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    // They need HTTP/2, which says who answers.
+    assert!(answer.starts_with("HTTP/1.1 505 "), "{answer}");
 }

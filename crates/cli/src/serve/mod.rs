@@ -107,6 +107,7 @@ impl Roles {
                 Arc::new(pages::Pages(control.clone())),
             )),
             authenticator: Arc::new(WorkspaceToken::new(token.token_id, token.token_secret)),
+            web: None,
         };
         let (uid, gid) = own_ids();
         let mut worker_config = WorkerConfig::new(data.path(), uid, gid);

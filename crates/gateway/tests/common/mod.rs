@@ -6,7 +6,7 @@ use bytes::Bytes;
 use evoke_core::{AppId, BlobId, Error, Result, SystemClock, UnixMs};
 use evoke_gateway::{
     AppPage, AppRow, BlobStore, BlobWriter, Identity, Ingress, Listener, PageData, Platform, UrlSigner,
-    VolumeStore, WorkspaceToken,
+    VolumeStore, WebIngress, WorkspaceToken,
 };
 use evoke_proto::{CallContext, Dispatcher, Status, api};
 use futures::{Stream, StreamExt};
@@ -35,6 +35,10 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start() -> Self {
+        Self::with_web(None).await
+    }
+
+    pub async fn with_web(web: Option<WebIngress>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let signer = UrlSigner::new(&[3; 32], Arc::new(SystemClock));
         let blobs = Arc::new(Blobs { folder: folder.path().to_owned(), parts: Mutex::default() });
@@ -42,6 +46,7 @@ impl Gateway {
             service: Arc::new(dispatcher(signer.clone())),
             http: Arc::new(Platform::new(signer.clone(), blobs, Arc::new(NoVolumes), Arc::new(Pages))),
             authenticator: Arc::new(WorkspaceToken::new(TOKEN.0, TOKEN.1)),
+            web,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
