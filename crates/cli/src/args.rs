@@ -21,6 +21,7 @@ const EXAMPLES: &str = "\
 \x1b[1mWhen something is not as it should be\x1b[0m
   evoke doctor                       what this machine lacks, and the mend for each
   evoke explain fc-…                 where a call's time went, and why
+  evoke image show im-…              what each layer of an image brought
 
 Every other verb (run, deploy, serve, shell, app, container, image, secret, volume, …) is the
 official CLI's own, run by your interpreter: the active environment, then ./.venv, then python3.

@@ -32,6 +32,34 @@ pub(crate) struct Config {
     pub gpu: GpuConfig,
     /// Bounds that this machine puts on what runs on it.
     pub limits: LimitsConfig,
+    /// When what nothing needs is removed.
+    pub collection: CollectionConfig,
+}
+
+/// When images, layers, mounts and contents that nothing needs are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CollectionConfig {
+    /// Days that they stay after their last use.
+    pub unused_days: u32,
+    /// With less free on the data folder's disk, in MiB, they go after ten minutes.
+    pub free_mib: u64,
+}
+
+impl Default for CollectionConfig {
+    fn default() -> Self {
+        Self { unused_days: 30, free_mib: 10_240 }
+    }
+}
+
+impl CollectionConfig {
+    /// The same as the control plane takes it.
+    pub(crate) fn policy(&self) -> evoke_control::CollectionConfig {
+        evoke_control::CollectionConfig {
+            unused_ms: u64::from(self.unused_days) * 24 * 3600 * 1000,
+            free_bytes_min: self.free_mib << 20,
+        }
+    }
 }
 
 /// What this machine says of itself: labels that functions may ask for.
@@ -95,6 +123,7 @@ impl Default for Config {
             machine: MachineConfig::default(),
             gpu: GpuConfig::default(),
             limits: LimitsConfig::default(),
+            collection: CollectionConfig::default(),
         }
     }
 }

@@ -64,6 +64,10 @@ impl HandOut {
                     Err(error) => refused(error),
                 }
             }
+            Request::Image { question } => match self.insight.image(question).await {
+                Ok(answer) => Reply::Explanation(answer),
+                Err(error) => refused(error),
+            },
             Request::Stop => {
                 self.stop.notify_one();
                 Reply::Stopping { holder_pid: self.launch.holder_pid }

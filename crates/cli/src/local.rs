@@ -15,6 +15,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+/// How long a verb waits for the removal of what nothing needs.
+const PRUNE_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How long a verb waits for a server that is starting or restarting.
 const REPLY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a request line.
@@ -44,6 +46,11 @@ pub(crate) enum Request {
         /// What is wanted of them.
         question: VolumeQuestion,
     },
+    /// Images and their layers.
+    Image {
+        /// What is wanted of them.
+        question: ImageQuestion,
+    },
     /// End the server, its containers by their grace rules first.
     Stop,
 }
@@ -68,6 +75,26 @@ pub(crate) enum VolumeQuestion {
     },
 }
 
+/// What is wanted of images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ImageQuestion {
+    /// A list of them.
+    List,
+    /// One with its layers.
+    Show {
+        /// Its id.
+        id: String,
+    },
+    /// Removal of what nothing needs.
+    Prune {
+        /// What was used within so many milliseconds stays.
+        unused_ms: u64,
+        /// Only count.
+        dry_run: bool,
+    },
+}
+
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
@@ -76,7 +103,7 @@ pub(crate) enum Reply {
     Access(Access),
     /// To [`Request::Status`].
     Status(Status),
-    /// To [`Request::Explain`] and [`Request::Volume`].
+    /// To [`Request::Explain`], [`Request::Volume`] and [`Request::Image`].
     Explanation(serde_json::Value),
     /// To [`Request::Stop`]: accepted; the holder's end is the end.
     Stopping {
@@ -127,7 +154,11 @@ pub(crate) struct Status {
 /// Asks the server of `data`. No server there is an [`ErrorCode::Unavailable`] error.
 pub(crate) fn ask(data: &DataFolder, request: &Request) -> Result<Reply> {
     let mut stream = connect(data)?;
-    stream.set_read_timeout(Some(REPLY_WAIT_MAX))?;
+    let wait = match request {
+        Request::Image { question: ImageQuestion::Prune { .. } } => PRUNE_WAIT_MAX,
+        _ => REPLY_WAIT_MAX,
+    };
+    stream.set_read_timeout(Some(wait))?;
     stream.set_write_timeout(Some(REPLY_WAIT_MAX))?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
@@ -140,8 +171,7 @@ pub(crate) fn ask(data: &DataFolder, request: &Request) -> Result<Reply> {
         Ok(reply) if reply.is_empty() => return Err(gone(data).into()),
         Ok(reply) => reply,
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            let what =
-                format!("the server on {} did not answer within {REPLY_WAIT_MAX:?}", data.path().display());
+            let what = format!("the server on {} did not answer within {wait:?}", data.path().display());
             let hint = "see what it says where it was started, or end it with `evoke down`";
             return Err(Error::new(ErrorCode::DeadlineExceeded, what).with_hint(hint).into());
         }

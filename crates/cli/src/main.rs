@@ -19,6 +19,7 @@ mod fusermount;
 mod hand_out;
 mod helper;
 mod holder;
+mod image;
 mod interpreter;
 mod launch;
 mod local;
@@ -72,6 +73,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Helper => helper::run(),
         Verb::Coverage => serve::print_coverage(),
         Verb::Official(words) if volume::is_ours(&words) => volume::run(data, words),
+        Verb::Official(words) if image::is_ours(&words) => image::run(data, words),
         Verb::Official(words) => delegate::run(data, words),
     }
 }

@@ -5,7 +5,7 @@ use crate::invocations::call_without_arguments;
 use crate::ports::{BuildLog, BuildRequest, BuiltImage};
 use crate::results::client_item;
 use crate::{Control, blocking, parse_id, stored};
-use evoke_core::{Error, FunctionId, ImageId, TaskId};
+use evoke_core::{AppId, Error, FunctionId, ImageId, TaskId};
 use evoke_engine::{CallType, Invocation, MapRequest, NewInput, ResultStatus};
 use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::{Grade, ImageRow, ImageState, ImageWrite};
@@ -14,6 +14,9 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+/// How long after a use of an image the next one is noted (milliseconds).
+const USE_NOTED_EVERY_MS: u64 = 60 * 1000;
 
 impl Control {
     pub(crate) async fn image_get_or_create(
@@ -42,10 +45,15 @@ impl Control {
         let digest = recipe_digest(&self.with_known_secrets(image.clone()).await?, &version);
         let known = self.store.images().by_recipe(digest.clone()).await.map_err(stored)?;
         let anew = request.force_build || request.ignore_cache;
+        let app = request.app_id.parse::<AppId>().ok();
         // Who asks for both wants the cache replaced.
         let apart = request.ignore_cache && !request.force_build;
         if let Some(row) = known.as_ref().filter(|row| row.state == ImageState::Ready && !anew) {
-            return ready_reply(row);
+            let _using = self.builder.begin_use();
+            self.collection.asked(row.id, app, self.now());
+            if self.is_usable(row).await? {
+                return ready_reply(row);
+            }
         }
         let id = match &known {
             // A build that runs is joined; a failed one is built again under the same id.
@@ -53,6 +61,7 @@ impl Control {
             _ => ImageId::new(self.now(), &mut *self.entropy()),
         };
         let now = self.now();
+        self.collection.asked(id, app, now);
         let builder = TaskId::new(now, &mut *self.entropy());
         let row = ImageRow {
             id,
@@ -63,6 +72,7 @@ impl Control {
             error: String::new(),
             created_at: now,
             updated_at: now,
+            used_at: now,
             recipe: request.encode_to_vec(),
             metadata: Vec::new(),
         };
@@ -93,6 +103,25 @@ impl Control {
         Ok(image)
     }
 
+    /// Whether a built image can be used: its layers are there and, noted as used now, it is not collected.
+    async fn is_usable(&self, row: &ImageRow) -> Result<bool, Status> {
+        if !self.builder.is_whole(&read_built(row)?).await? {
+            tracing::warn!(image = %row.id, "layers of an image are gone; it is built anew");
+            return Ok(false);
+        }
+        Ok(!self.note_use(row).await? || self.store.images().by_id(row.id).await.map_err(stored)?.is_some())
+    }
+
+    /// Notes that an image is used now, unless that was noted lately; whether it was noted.
+    pub(crate) async fn note_use(&self, row: &ImageRow) -> Result<bool, Status> {
+        let now = self.now();
+        let note = now.since(row.used_at) >= USE_NOTED_EVERY_MS;
+        if note {
+            self.submit(vec![ImageWrite::Used { id: row.id, at: now }.into()], Grade::Written).await?;
+        }
+        Ok(note)
+    }
+
     /// Runs a build once it is stored that there is one: its end must not be stored before its beginning.
     fn run_build(
         self: &Arc<Self>,
@@ -107,6 +136,8 @@ impl Control {
                 // Who asked for it could not be answered, and asks again.
                 return control.builds.end(row.id, Err(Error::precondition(CUT_OFF)));
             }
+            // Until its end is stored nothing that it found or made is collected.
+            let _using = control.builder.begin_use();
             let started = Instant::now();
             let work = control.build_image(&row, request, version, build.clone());
             let work = async {
@@ -137,6 +168,7 @@ impl Control {
         outcome: Result<BuiltImage, Error>,
     ) -> Result<Outcome, Status> {
         row.updated_at = self.now();
+        row.used_at = row.updated_at;
         let told = match outcome {
             Ok(built) => {
                 let metadata = metadata_of(&built);
@@ -215,7 +247,8 @@ impl Control {
         log: &(dyn Fn(i32, &str) + Send + Sync),
     ) -> Result<BuiltImage, Status> {
         let name = self.registry.function(function).map_or_else(String::new, |f| f.tag.clone());
-        log(1, &format!("=> Step: RUN function {name}\n"));
+        let step = format!("RUN function {name}");
+        log(1, &format!("=> Step: {step}\n"));
         let committed = self.commits.expect(function);
         let input = input.unwrap_or_else(call_without_arguments);
         let map = MapRequest {
@@ -237,7 +270,7 @@ impl Control {
         }
         let layer =
             committed.await.map_err(|_| Status::internal("the container of the build was lost"))??;
-        Ok(self.builder.with_layer(&base, &layer).await?)
+        Ok(self.builder.with_layer(&base, &layer, &step).await?)
     }
 
     async fn wait_for_output(
@@ -266,11 +299,10 @@ impl Control {
 
     /// The built image with this id.
     pub(crate) async fn built_image(&self, id: ImageId) -> Result<BuiltImage, Status> {
-        let row = self.ready_image(id).await?;
-        serde_json::from_str(&row.built).map_err(|error| unreadable(id, error))
+        read_built(&self.ready_image(id).await?)
     }
 
-    async fn ready_image(&self, id: ImageId) -> Result<ImageRow, Status> {
+    pub(crate) async fn ready_image(&self, id: ImageId) -> Result<ImageRow, Status> {
         let row = self.image_row(id).await?;
         match row.state {
             ImageState::Ready => Ok(row),
@@ -290,6 +322,7 @@ impl Control {
         request: api::ImageFromIdRequest,
     ) -> Result<api::ImageFromIdResponse, Status> {
         let row = self.ready_image(parse_id(&request.image_id)?).await?;
+        self.note_use(&row).await?;
         Ok(api::ImageFromIdResponse { image_id: request.image_id, metadata: Some(stored_metadata(&row)?) })
     }
 
@@ -327,6 +360,11 @@ fn recipe_digest(image: &api::Image, version: &str) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a container of a built image needs.
+pub(crate) fn read_built(row: &ImageRow) -> Result<BuiltImage, Status> {
+    serde_json::from_str(&row.built).map_err(|error| unreadable(row.id, error))
 }
 
 fn ready_reply(row: &ImageRow) -> Result<api::ImageGetOrCreateResponse, Status> {

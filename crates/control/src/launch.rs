@@ -1,6 +1,7 @@
 //! From the decision to start a container to the assignment that a worker gets: image, mounts, client
 //! packages, secrets and arguments, put together.
 
+use crate::images::read_built;
 use crate::registry::Function;
 use crate::results::stored_failure;
 use crate::{Control, parse_id, wire};
@@ -119,7 +120,9 @@ impl Control {
         if definition.image_id.is_empty() {
             return Err(Status::invalid("the function has no image"));
         }
-        let image = self.built_image(parse_id(&definition.image_id)?).await?;
+        let row = self.ready_image(parse_id(&definition.image_id)?).await?;
+        self.note_use(&row).await?;
+        let image = read_built(&row)?;
         let mut layers: Vec<LayerRef> = image.layers.iter().map(LayerRef::from).collect();
         if let Some(dependencies) = self.bundles.dependencies(&image).await? {
             layers.push(dependencies);

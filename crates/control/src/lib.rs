@@ -13,6 +13,7 @@ mod blobs;
 mod buckets;
 mod call_graph;
 mod classes;
+mod collection;
 mod containers;
 mod data_objects;
 mod definition;
@@ -24,6 +25,7 @@ mod functions;
 mod gpus;
 mod image_logs;
 mod image_names;
+mod image_overview;
 mod images;
 mod invocations;
 mod last_writes;
@@ -59,8 +61,10 @@ mod wakers;
 mod wire;
 mod workspace;
 
+pub use collection::{CollectionConfig, CollectionReport};
 pub use evoke_engine::Gpu;
 pub use gpus::Inventory;
+pub use image_overview::ImageOverview;
 pub use machine::{Fit, Machine};
 pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
 pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
@@ -90,6 +94,8 @@ pub struct ControlConfig {
     pub builder_version: String,
     /// What this machine has.
     pub machine: Machine,
+    /// When what nothing needs is removed.
+    pub collection: CollectionConfig,
 }
 
 /// The rooms that the control plane stands on.
@@ -153,6 +159,7 @@ pub struct Control {
     pub(crate) builds: image_logs::Builds,
     pub(crate) commits: reports::Commits,
     pub(crate) volumes: volumes::State,
+    pub(crate) collection: collection::State,
     pub(crate) app_events: logs::AppEvents,
     pub(crate) last_writes: last_writes::LastWrites,
     pub(crate) queue_lines: queue_lines::QueueLines,
@@ -209,6 +216,7 @@ impl Control {
             builds: image_logs::Builds::default(),
             commits: reports::Commits::default(),
             volumes: volumes::State::default(),
+            collection: collection::State::default(),
             app_events: logs::AppEvents::default(),
             last_writes: last_writes::LastWrites::default(),
             queue_lines: queue_lines::QueueLines::default(),
@@ -264,6 +272,7 @@ impl Control {
     /// The worker has back what lived on: from now on containers are started and stopped, and time counts.
     pub async fn adopt(self: &Arc<Self>, worker: Arc<dyn Worker>) -> Result<(), Error> {
         let alive = worker.running().await;
+        self.collection.adopted(&alive);
         let _ = self.worker.set(worker);
         let adopted = self.calls.apply(self, |engine, now| Ok(engine.adopt(&alive, now))).await;
         adopted.map_err(|status| Error::internal(status.message))?;
@@ -282,6 +291,7 @@ impl Control {
         }
         self.spawn("engine-timer", |control| async move { control.calls.run_timer(control.clone()).await });
         self.spawn("retention", Control::run_retention);
+        self.spawn("collection", Control::run_collection);
         self.spawn("schedules", Control::keep_schedules);
         self.spawn("sweeps", Control::run_sweeps);
         self.spawn("client-liveness", |control| async move { control.watch_clients().await });

@@ -2,12 +2,12 @@
 //! binary puts the pieces together.
 
 use async_trait::async_trait;
-use evoke_core::{AppId, BlobId, Error, ImageId};
+use evoke_core::{AppId, BlobId, Error, ImageId, UnixMs};
 use evoke_files::{ContentHash, VolumeContent};
 use evoke_proto::api;
 use evoke_proto::worker::LayerRef;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -76,6 +76,47 @@ impl From<&StoredLayer> for LayerRef {
     }
 }
 
+/// A layer of an image as people are told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LayerOverview {
+    /// Names it.
+    pub digest: String,
+    /// The instruction that made it.
+    pub step: String,
+    /// How long that took, in milliseconds.
+    pub took_ms: u64,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// How many files it touched.
+    pub files: FileChanges,
+    /// Python distributions that it touched.
+    pub python: Vec<PackageOverview>,
+    /// Debian packages that it touched.
+    pub debian: Vec<PackageOverview>,
+}
+
+/// Files that a layer touched; folders are not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FileChanges {
+    /// Were not there.
+    pub added: u64,
+    /// Were there and are others now.
+    pub changed: u64,
+    /// Are not there any more.
+    pub removed: u64,
+}
+
+/// A package that a layer touched: no `before` where it added it, no `after` where it removed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PackageOverview {
+    /// Its name.
+    pub name: String,
+    /// The version below the layer.
+    pub before: Option<String>,
+    /// The version that the layer has.
+    pub after: Option<String>,
+}
+
 /// Takes the pieces of a build's log: file descriptor (1 or 2) and text.
 pub type BuildLog = Arc<dyn Fn(i32, &str) + Send + Sync>;
 
@@ -123,8 +164,59 @@ pub trait ImageBuilder: Send + Sync {
     /// A folder in which a layer of this digest-like name may be put by a container's commit.
     fn layer_path(&self, name: &str) -> PathBuf;
 
-    /// `base` with one more layer, which a container committed there.
-    async fn with_layer(&self, base: &BuiltImage, layer: &str) -> Result<BuiltImage, Error>;
+    /// `base` with one more layer, which a container committed there; `step` says what made it.
+    async fn with_layer(&self, base: &BuiltImage, layer: &str, step: &str) -> Result<BuiltImage, Error>;
+
+    /// What each layer of an image brought, bottom first.
+    async fn layers(&self, image: &BuiltImage) -> Result<Vec<LayerOverview>, Error>;
+
+    /// Whatever is looked up or made from now on is not collected while the result lives.
+    fn begin_use(&self) -> Box<dyn Send + Sync>;
+
+    /// Whether all layers of an image are there.
+    async fn is_whole(&self, image: &BuiltImage) -> Result<bool, Error>;
+
+    /// The folders of layers that containers of an image need.
+    fn folders_of(&self, image: &BuiltImage) -> Result<Vec<String>, Error>;
+
+    /// A round of collection begins. What is to stay must be found out after this.
+    fn begin_collection(&self) -> Box<dyn LayerCollection>;
+
+    /// Bytes of all layers of an image.
+    async fn bytes(&self, image: &BuiltImage) -> Result<u64, Error>;
+}
+
+/// Layers that stay.
+#[derive(Debug, Clone)]
+pub struct LayersKept {
+    /// Folders that something needs.
+    pub folders: HashSet<String>,
+    /// What was used since then stays, too.
+    pub unused_before: UnixMs,
+    /// Compiled packages of the client stay, whoever needs them.
+    pub compiled: bool,
+    /// Nothing is removed; what would be is counted.
+    pub dry_run: bool,
+}
+
+/// Layers that were removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayersCollected {
+    /// How many.
+    pub layers: u64,
+    /// Bytes of their files, as far as they are remembered.
+    pub layer_bytes: u64,
+    /// Downloads that nobody went on with.
+    pub downloads: u64,
+    /// Their bytes.
+    pub download_bytes: u64,
+}
+
+/// A round of collection of layers.
+#[async_trait]
+pub trait LayerCollection: Send + Sync {
+    /// Removes what is not to stay.
+    async fn finish(self: Box<Self>, keep: LayersKept) -> Result<LayersCollected, Error>;
 }
 
 /// Supplies the official client's packages for containers.

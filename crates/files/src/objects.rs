@@ -288,12 +288,13 @@ impl ObjectStore {
 
     /// Removes the contents for which `reachable` says no, that are not pinned, and that nobody stored or
     /// asked for within `grace_ms` before `now`. (What was there when the store was opened counts as asked
-    /// for at that time.) Safe beside readers and writers.
+    /// for at that time.) Safe beside readers and writers. A dry run only counts them.
     pub fn collect(
         &self,
         reachable: &dyn Fn(&ContentHash) -> bool,
         now: UnixMs,
         grace_ms: u64,
+        dry_run: bool,
     ) -> Result<Collected, IoFailure> {
         let mut done = Collected::default();
         for first in 0..=255u8 {
@@ -314,7 +315,8 @@ impl ObjectStore {
                 let path = entry.path();
                 // Under the lock of the holds: whoever touches the hash either comes before this and keeps
                 // it, or after it and sees that it is gone.
-                let removed = self.inner.holds.unless_held(hash, now, grace_ms, || fs::remove_file(&path));
+                let remove = || if dry_run { Ok(()) } else { fs::remove_file(&path) };
+                let removed = self.inner.holds.unless_held(hash, now, grace_ms, remove);
                 match removed {
                     None => done.kept += 1,
                     Some(Err(e)) if e.kind() == io::ErrorKind::NotFound => {}
@@ -326,7 +328,9 @@ impl ObjectStore {
                 }
             }
         }
-        self.inner.holds.forget_before(now, grace_ms);
+        if !dry_run {
+            self.inner.holds.forget_before(now, grace_ms);
+        }
         Ok(done)
     }
 
@@ -347,6 +351,18 @@ impl ObjectStore {
             self.finish(vec![(temporary, path.clone())])?;
         }
         Ok(path)
+    }
+
+    /// What the file system of this store has free for this process.
+    pub fn free_bytes(&self) -> Result<u64, IoFailure> {
+        let root = &self.inner.root;
+        let stat = rustix::fs::statvfs(root).map_err(io::Error::from).during("look at the disk of", root)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// The clock by which uses are noted.
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        self.inner.clock.clone()
     }
 
     pub(crate) fn path_of(&self, hash: ContentHash) -> PathBuf {
@@ -479,7 +495,7 @@ mod tests {
         let gone = contents[3].0;
         store.with_mode(gone, 0o755).unwrap();
         let reachable = |hash: &ContentHash| *hash == contents[0].0;
-        let collect = |now| store.collect(&reachable, UnixMs(now), 100).unwrap();
+        let collect = |now| store.collect(&reachable, UnixMs(now), 100, false).unwrap();
         assert_eq!(collect(1100).removed, 0, "all are fresh");
         let pin = store.pin([contents[1].0]);
         clock.0.store(1150, Ordering::SeqCst);
@@ -499,7 +515,7 @@ mod tests {
         store.put(hash, b"x").unwrap();
         clock.0.store(10_000, Ordering::SeqCst);
         let store = ObjectStore::open(&folder.path().join("objects"), clock).unwrap();
-        assert_eq!(store.collect(&|_| false, UnixMs(10_050), 100).unwrap().kept, 1);
-        assert_eq!(store.collect(&|_| false, UnixMs(10_101), 100).unwrap().removed, 1);
+        assert_eq!(store.collect(&|_| false, UnixMs(10_050), 100, false).unwrap().kept, 1);
+        assert_eq!(store.collect(&|_| false, UnixMs(10_101), 100, false).unwrap().removed, 1);
     }
 }

@@ -15,12 +15,12 @@ use crate::{
 use evoke_core::Error;
 use sha2::{Digest, Sha256};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File, OpenOptions, Permissions},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -87,6 +87,8 @@ pub struct Trees {
     root: PathBuf,
     objects: ObjectStore,
     next_temporary: Arc<AtomicU64>,
+    /// Trees that were asked for since the last round of collection began.
+    asked: Arc<Mutex<HashSet<ContentHash>>>,
 }
 
 /// A checked set: files in order of their paths, and the folders they need.
@@ -105,7 +107,8 @@ impl Trees {
             fs::remove_dir_all(&tmp).during("remove", &tmp)?;
         }
         fs::create_dir_all(&tmp).during("create", &tmp)?;
-        Ok(Self { root: root.to_owned(), objects, next_temporary: Arc::default() })
+        let (next_temporary, asked) = Default::default();
+        Ok(Self { root: root.to_owned(), objects, next_temporary, asked })
     }
 
     /// The digest of the set, which must be a valid one. Nothing is made.
@@ -123,6 +126,8 @@ impl Trees {
     /// build it; one result is kept.
     pub fn materialise(&self, files: &[MountFile]) -> Result<Tree, TreeError> {
         let plan = plan(files)?;
+        // Before the look, so that no collection fits in between.
+        self.lock().insert(plan.digest);
         if let Some(tree) = self.find(plan.digest) {
             return Ok(tree);
         }
@@ -138,20 +143,39 @@ impl Trees {
         built
     }
 
-    /// Removes the trees for which `live` says no. The caller sees to it that no container uses them and
-    /// that none is being asked for.
-    pub fn collect(&self, live: &dyn Fn(&ContentHash) -> bool) -> Result<u64, IoFailure> {
+    /// A round of collection begins: what is asked for from now on stays. What is live must be found out after
+    /// this.
+    pub fn begin_collection(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<ContentHash>> {
+        // Each change is a single insert or clear.
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the trees for which `live` says no and that nobody asked for since the round began; only counts
+    /// them where it is a dry run. The caller sees to it that no container uses them.
+    pub fn collect(&self, live: &dyn Fn(&ContentHash) -> bool, dry_run: bool) -> Result<u64, IoFailure> {
         let mut removed = 0;
         for entry in fs::read_dir(&self.root).during("list", &self.root)? {
             let entry = entry.during("list", &self.root)?;
             let digest = entry.file_name().to_str().and_then(|name| name.parse::<ContentHash>().ok());
-            if digest.is_none_or(|digest| live(&digest)) {
+            let Some(digest) = digest.filter(|digest| !live(digest)) else { continue };
+            // Held until it has lost its name: who asks for it then makes it anew.
+            let asked = self.lock();
+            if asked.contains(&digest) {
+                continue;
+            }
+            if dry_run {
+                removed += 1;
                 continue;
             }
             // Renamed first, so that a half-removed tree is never found.
             let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
             let doomed = self.root.join("tmp").join(format!("removed-{number}"));
             fs::rename(entry.path(), &doomed).during("rename to", &doomed)?;
+            drop(asked);
             fs::remove_dir_all(&doomed).during("remove", &doomed)?;
             removed += 1;
         }
@@ -318,7 +342,10 @@ mod tests {
         files.push(f.file("/root/more", "", 0));
         assert_ne!(f.trees.materialise(&files).unwrap().digest, tree.digest);
         assert_eq!(fs::read_dir(f.trees.root.join("tmp")).unwrap().count(), 0);
-        assert_eq!(f.trees.collect(&|digest| *digest == tree.digest).unwrap(), 1);
+        let collect = |dry_run| f.trees.collect(&|digest| *digest == tree.digest, dry_run).unwrap();
+        assert_eq!(collect(false), 0, "both were asked for");
+        f.trees.begin_collection();
+        assert_eq!((collect(true), collect(false), collect(false)), (1, 1, 0));
         assert_eq!(f.trees.find(tree.digest), Some(tree));
     }
 

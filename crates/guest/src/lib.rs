@@ -26,6 +26,7 @@ mod root;
 mod seccomp;
 mod serve;
 mod step;
+mod survey;
 pub mod tree;
 mod unpack;
 mod users;

@@ -4,6 +4,7 @@ use crate::copy;
 use crate::privileges;
 use crate::seccomp::Filter;
 use crate::step::invalid;
+use crate::survey;
 use crate::users::{self, Identity};
 use crate::wire::{Program, Spawn};
 use std::ffi::CString;
@@ -76,7 +77,7 @@ fn prepare(request: &Spawn) -> io::Result<Prepared> {
     let identity = users::resolve(&request.user)?;
     let cwd = if request.cwd.is_empty() { "/".to_owned() } else { request.cwd.clone() };
     let (candidates, arguments) = match &request.program {
-        Program::Copy(_) => (Vec::new(), Vec::new()),
+        Program::Copy(_) | Program::Survey(_) => (Vec::new(), Vec::new()),
         Program::Exec { argv } => {
             let program = argv.first().filter(|program| !program.is_empty());
             let program = program.ok_or_else(|| invalid("there is no program to run"))?;
@@ -127,12 +128,21 @@ fn run_child(
     if let Err(error) = enter(&prepared.cwd) {
         return complain(&format!("entering {}", prepared.cwd), &error);
     }
-    if let Program::Copy(job) = &request.program {
+    if matches!(request.program, Program::Copy(_) | Program::Survey(_)) {
         if let Err((what, error)) = privileges::drop_to(&prepared.identity, None) {
             return complain(what, &error);
         }
-        drop(complaint);
-        return copy::run(job);
+    }
+    match &request.program {
+        Program::Copy(job) => {
+            drop(complaint);
+            return copy::run(job);
+        }
+        Program::Survey(job) => {
+            drop(complaint);
+            return survey::run(job);
+        }
+        Program::Exec { .. } => {}
     }
     if let Err((what, error)) = privileges::drop_to(&prepared.identity, Some(filter)) {
         return complain(what, &error);

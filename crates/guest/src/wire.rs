@@ -140,6 +140,47 @@ pub enum Program {
     },
     /// The guest's own copying, as `COPY` of a Dockerfile does it. Complaints go to stderr.
     Copy(Copy),
+    /// The guest's own look at a layer; [`LayerFacts`] go to stdout as JSON, complaints to stderr.
+    Survey(Survey),
+}
+
+/// A layer to look at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Survey {
+    /// Absolute path of the layer's tree.
+    pub layer: String,
+    /// Absolute path of what lies below it.
+    pub below: String,
+}
+
+/// A package that is installed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Package {
+    /// As its own description has it.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// What a layer changed of what lies below it. Folders are not counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFacts {
+    /// Files that were not there.
+    pub added: u64,
+    /// Files that were there, with another content or owner.
+    pub changed: u64,
+    /// Files that are not to be seen any more.
+    pub removed: u64,
+    /// Bytes of the layer's files.
+    pub bytes: u64,
+    /// Python distributions that the layer holds.
+    pub python_found: Vec<Package>,
+    /// Python distributions that lie below and that it hides.
+    pub python_gone: Vec<Package>,
+    /// Where it touches their list: Debian packages as the layer has them.
+    pub debian_found: Vec<Package>,
+    /// Likewise: as they were below.
+    pub debian_gone: Vec<Package>,
 }
 
 /// Files to copy inside the container, from a bound tree into its root.

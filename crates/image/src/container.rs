@@ -5,11 +5,12 @@ use crate::glob;
 use crate::log::{LogSink, LogStream};
 use crate::spec::LayerOwner;
 use crate::steps::{Builder, Command, CommandEnd, Copy, CopyFrom, LayerSize, Root};
+use crate::survey::{LayerFacts, Surveyor};
 use async_trait::async_trait;
 use evoke_core::{Entropy as _, SystemEntropy};
 use evoke_runtime::{
     Bind, ContainerSpec, CopySpec, Exit, Guest, GuestEvent, Layer, Network, Owner, ProcessSpec, Program,
-    Runtime, RuntimeError,
+    Runtime, RuntimeError, SurveySpec,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::OwnedFd;
@@ -32,6 +33,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const END: Duration = Duration::from_secs(20);
 /// Bytes of a line that are kept together.
 const LINE_MAX: usize = 64 * 1024;
+/// Bytes of what is told of a layer at most.
+const FACTS_MAX: usize = 16 * 1024 * 1024;
 /// Exit code of a command that could not be started, as shells have it.
 const NOT_FOUND: i32 = 127;
 /// Bytes of a tar stream without entries.
@@ -218,6 +221,26 @@ impl LogSink for Lines {
     }
 }
 
+/// Keeps both outputs of a program of the guest's own.
+struct Apart<'a> {
+    out: &'a Whole,
+    err: &'a Whole,
+}
+
+impl LogSink for Apart<'_> {
+    fn write(&self, stream: LogStream, text: &str) {
+        let to = if stream == LogStream::Stdout { self.out } else { self.err };
+        let mut kept = to.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if kept.len() + text.len() <= FACTS_MAX {
+            kept.push_str(text);
+        }
+    }
+}
+
+/// A text.
+#[derive(Default)]
+struct Whole(std::sync::Mutex<String>);
+
 fn failed(action: &str, error: &RuntimeError) -> ImageError {
     match error {
         RuntimeError::DiskFull(message) => ImageError::Io {
@@ -302,6 +325,30 @@ impl Builder for RuntimeBuilder {
 
     async fn remove(&self, layer: &Path) -> Result<()> {
         self.runtime.remove_tree(layer).await.map_err(|e| failed("remove a layer", &e))
+    }
+}
+
+#[async_trait]
+impl Surveyor for RuntimeBuilder {
+    async fn survey(&self, below: &Root, layer: &crate::LayerRef) -> Result<LayerFacts> {
+        let owner = match layer.owner {
+            LayerOwner::Canonical => Owner::Canonical,
+            LayerOwner::Single { uid, gid } => Owner::Single { uid, gid },
+        };
+        let bind = Bind { source: layer.path.clone(), target: FROM.into(), read_only: true, owner };
+        // The container's own root is what lies below; its overlay shows none of what is mounted on it.
+        let container = self.start(&self.with_layer(below).await?, vec![bind], false).await?;
+        let spec = SurveySpec { layer: FROM.into(), below: "/".into() };
+        let (said, complaints) = (Whole::default(), Whole::default());
+        let sink = Apart { out: &said, err: &complaints };
+        let end = container.run(Program::Survey(spec), Vec::new(), "/", "", &sink).await?;
+        container.remove().await?;
+        let text = |whole: Whole| whole.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !end.success() {
+            let why = format!("{} ({})", text(complaints).trim(), end.describe());
+            return Err(ImageError::builder("look at a layer", why));
+        }
+        serde_json::from_str(&text(said)).map_err(|e| ImageError::builder("look at a layer", e))
     }
 }
 

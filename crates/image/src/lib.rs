@@ -11,6 +11,7 @@
 
 pub mod base;
 mod build;
+mod collect;
 mod container;
 mod context;
 mod digest;
@@ -25,12 +26,15 @@ mod recipe;
 mod spec;
 mod standalone;
 pub mod steps;
+mod survey;
 #[cfg(test)]
 mod testing;
 mod tree;
+mod uses;
 
 pub use base::{BaseConfig, BaseSource, BaseTools, Bases, Login, LoginKind, Reference};
 pub use build::{BuildRequest, BuildTools, FunctionLayer, ImageBuilder};
+pub use collect::{CollectedLayers, Keep};
 pub use container::RuntimeBuilder;
 pub use context::{Context, ContextEntry, NoContext};
 pub use error::ImageError;
@@ -41,3 +45,5 @@ pub use recipe::{ContextMount, Recipe, SecretRef};
 pub use spec::{HostBind, ImageSpec, LayerOwner, LayerRef, Libc, PATH_DEFAULT, PythonInfo, PythonPackage};
 pub use standalone::{STANDALONE_SOURCE, StandalonePython, StandalonePythons};
 pub use steps::{Builder, LayerSize};
+pub use survey::{LayerFacts, LayerReport, PackageChange, Surveyor, Surveys};
+pub use uses::{LayerUse, LayerUses, Round};

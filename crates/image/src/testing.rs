@@ -152,6 +152,7 @@ pub(crate) fn tools(folder: &Path, builder: Arc<dyn Builder>) -> BaseTools {
         layers: folder.join("layers"),
         downloads: folder.join("downloads"),
         network: Arc::new(HostNetwork::default()),
+        uses: Default::default(),
         ecr_endpoint: None,
     }
 }

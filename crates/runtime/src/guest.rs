@@ -11,7 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-pub use evoke_guest::wire::{Copy as CopySpec, Event as GuestEvent, Exit, ProcId, ProcStatus, Program};
+pub use evoke_guest::wire::{
+    Copy as CopySpec, Event as GuestEvent, Exit, LayerFacts, Package as LayerPackage, ProcId, ProcStatus,
+    Program, Survey as SurveySpec,
+};
 
 /// Events that may wait for [`Guest::next_event`] before the guest is left to queue them itself.
 const EVENTS_MAX: usize = 256;

@@ -27,7 +27,10 @@ mod volume_entry;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use guest::{CopySpec, Exit, Guest, GuestError, GuestEvent, ProcId, ProcStatus, ProcessSpec, Program};
+pub use guest::{
+    CopySpec, Exit, Guest, GuestError, GuestEvent, LayerFacts, LayerPackage, ProcId, ProcStatus, ProcessSpec,
+    Program, SurveySpec,
+};
 pub use helper::{GuestBinary, HelperConfig};
 pub use helper_client::HelperRuntime;
 pub use runtime::{

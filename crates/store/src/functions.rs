@@ -199,6 +199,20 @@ impl Functions<'_> {
         self.0.read(move |conn| many(conn, &sql, [base.to_string()], from_row)).await
     }
 
+    /// At most `limit` definitions, live or not, of apps that are not stopped, those after `after`, by id.
+    pub async fn definitions_in_use(
+        &self,
+        after: Option<DefinitionId>,
+        limit: u32,
+    ) -> Result<Vec<DefinitionRow>, StoreError> {
+        let sql = "SELECT id, function_id, created_at, body, metadata FROM definitions
+             WHERE id > ?1 AND EXISTS (SELECT 1 FROM functions JOIN apps ON apps.id = functions.app_id
+               WHERE functions.id = definitions.function_id AND apps.stopped_at IS NULL)
+             ORDER BY id LIMIT ?2";
+        let after = opt_text(&after).unwrap_or_default();
+        self.0.read(move |conn| many(conn, sql, params![after, limit], definition)).await
+    }
+
     /// A definition, live or not.
     pub async fn definition(&self, id: DefinitionId) -> Result<Option<DefinitionRow>, StoreError> {
         let sql = "SELECT id, function_id, created_at, body, metadata FROM definitions WHERE id = ?1";

@@ -119,6 +119,12 @@ impl ImageNames<'_> {
         self.0.read(move |conn| one(conn, &sql, params![environment.to_string(), name], from_row)).await
     }
 
+    /// All images that a name stands for or stood for.
+    pub async fn images(&self) -> Result<Vec<ImageId>, StoreError> {
+        let sql = "SELECT DISTINCT image_id FROM image_names";
+        self.0.read(move |conn| many(conn, sql, [], |row| id(row, 0))).await
+    }
+
     /// The publications of a name, newest first: at most `limit` that came before the one numbered `before`.
     pub async fn history(
         &self,

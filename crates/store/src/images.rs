@@ -21,9 +21,14 @@ pub(crate) const BUILDERS: &str = "
 ALTER TABLE images RENAME COLUMN build_log TO builder;
 CREATE INDEX images_by_builder ON images (builder) WHERE builder IS NOT NULL;
 ";
+/// What nobody used for long is collected.
+pub(crate) const USES: &str = "
+ALTER TABLE images ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+UPDATE images SET used_at = updated_at;
+";
 
 const COLUMNS: &str =
-    "id, recipe_digest, state, built, builder, error, created_at, updated_at, recipe, metadata";
+    "id, recipe_digest, state, built, builder, error, created_at, updated_at, used_at, recipe, metadata";
 
 /// How far the build of an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +81,8 @@ pub struct ImageRow {
     pub created_at: UnixMs,
     /// When its state last changed.
     pub updated_at: UnixMs,
+    /// When it was last asked for or run, to the minute.
+    pub used_at: UnixMs,
     /// The recipe, as received.
     pub recipe: Vec<u8>,
     /// What clients are told of it.
@@ -87,6 +94,20 @@ pub struct ImageRow {
 pub enum ImageWrite {
     /// Makes it, or replaces what is stored under its id.
     Put(ImageRow),
+    /// It was asked for or run.
+    Used {
+        /// Which.
+        id: ImageId,
+        /// When.
+        at: UnixMs,
+    },
+    /// Forgets it unless it is being built or was used since.
+    Collect {
+        /// Which.
+        id: ImageId,
+        /// It stays where it was used at this time or later.
+        before: UnixMs,
+    },
     /// Forgets it, and what it was published as.
     Delete {
         /// Which.
@@ -98,6 +119,15 @@ impl ImageWrite {
     pub(crate) fn apply(&self, conn: &Connection) -> rusqlite::Result<()> {
         match self {
             Self::Put(row) => put(conn, row)?,
+            Self::Used { id, at } => {
+                exec(conn, "UPDATE images SET used_at = ?2 WHERE id = ?1", params![id.to_string(), int(*at)])?
+            }
+            Self::Collect { id, before } => exec(
+                conn,
+                "DELETE FROM images WHERE id = ?1 AND state <> 0 AND used_at < ?2
+                   AND NOT EXISTS (SELECT 1 FROM image_names WHERE image_id = ?1)",
+                params![id.to_string(), int(*before)],
+            )?,
             Self::Delete { id } => {
                 crate::image_names::delete_of_image(conn, *id)?;
                 exec(conn, "DELETE FROM images WHERE id = ?1", [id.to_string()])?
@@ -111,11 +141,12 @@ fn put(conn: &Connection, row: &ImageRow) -> rusqlite::Result<usize> {
     exec(
         conn,
         "INSERT INTO images (id, recipe_digest, state, built, builder, error,
-           created_at, updated_at, recipe, metadata)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+           created_at, updated_at, used_at, recipe, metadata)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
          ON CONFLICT (id) DO UPDATE SET recipe_digest = excluded.recipe_digest, state = excluded.state,
            built = excluded.built, builder = excluded.builder,
-           error = excluded.error, updated_at = excluded.updated_at, recipe = excluded.recipe,
+           error = excluded.error, updated_at = excluded.updated_at,
+           used_at = excluded.used_at, recipe = excluded.recipe,
            metadata = excluded.metadata",
         params![
             row.id.to_string(),
@@ -126,6 +157,7 @@ fn put(conn: &Connection, row: &ImageRow) -> rusqlite::Result<usize> {
             row.error,
             int(row.created_at),
             int(row.updated_at),
+            int(row.used_at),
             row.recipe,
             row.metadata
         ],
@@ -161,6 +193,13 @@ impl Images<'_> {
         self.0.read(move |conn| one(conn, &sql, [builder.to_string()], from_row)).await
     }
 
+    /// At most `limit` images in order of their ids, those after `after`.
+    pub async fn page(&self, after: Option<ImageId>, limit: u32) -> Result<Vec<ImageRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE id > ?1 ORDER BY id LIMIT ?2");
+        let after = opt_text(&after).unwrap_or_default();
+        self.0.read(move |conn| many(conn, &sql, params![after, limit], from_row)).await
+    }
+
     /// The newest `limit` images, newest first.
     pub async fn recent(&self, limit: u32) -> Result<Vec<ImageRow>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM images ORDER BY id DESC LIMIT ?1");
@@ -178,7 +217,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
         error: row.get(5)?,
         created_at: ms(row, 6)?,
         updated_at: ms(row, 7)?,
-        recipe: row.get(8)?,
-        metadata: row.get(9)?,
+        used_at: ms(row, 8)?,
+        recipe: row.get(9)?,
+        metadata: row.get(10)?,
     })
 }

@@ -1,7 +1,7 @@
 //! Sets of mounted files, named by the digest of their list; the files themselves are in the content
 //! store.
 
-use crate::sql::{exec, id, int, ms, one, opt_id, opt_text};
+use crate::sql::{exec, id, int, many, ms, one, opt_id, opt_text};
 use crate::{Store, StoreError};
 use evoke_core::{EnvironmentId, MountId, UnixMs};
 use rusqlite::{Connection, Row, params};
@@ -51,6 +51,13 @@ pub enum MountWrite {
         /// When.
         at: UnixMs,
     },
+    /// Forgets it unless it has a name or was used since.
+    Collect {
+        /// Which.
+        id: MountId,
+        /// It stays where it was used at this time or later.
+        before: UnixMs,
+    },
     /// Forgets it.
     Delete {
         /// Which.
@@ -81,6 +88,11 @@ impl MountWrite {
             Self::Used { id, at } => {
                 exec(conn, "UPDATE mounts SET used_at = ?2 WHERE id = ?1", params![id.to_string(), int(*at)])?
             }
+            Self::Collect { id, before } => exec(
+                conn,
+                "DELETE FROM mounts WHERE id = ?1 AND name IS NULL AND used_at < ?2",
+                params![id.to_string(), int(*before)],
+            )?,
             Self::Delete { id } => exec(conn, "DELETE FROM mounts WHERE id = ?1", [id.to_string()])?,
         };
         Ok(())
@@ -96,6 +108,13 @@ impl Mounts<'_> {
     pub async fn by_id(&self, id: MountId) -> Result<Option<MountRow>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM mounts WHERE id = ?1");
         self.0.read(move |conn| one(conn, &sql, [id.to_string()], from_row)).await
+    }
+
+    /// At most `limit` in order of their ids, those after `after`.
+    pub async fn page(&self, after: Option<MountId>, limit: u32) -> Result<Vec<MountRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM mounts WHERE id > ?1 ORDER BY id LIMIT ?2");
+        let after = opt_text(&after).unwrap_or_default();
+        self.0.read(move |conn| many(conn, &sql, params![after, limit], from_row)).await
     }
 
     /// The nameless one with this content.

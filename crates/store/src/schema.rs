@@ -29,6 +29,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[crate::scaling::SCHEMA, crate::calls::PARENT_INDEX],
     &[crate::calls::TASK_GPUS],
     &[crate::image_names::SCHEMA, crate::images::BUILDERS],
+    &[crate::images::USES],
 ];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.

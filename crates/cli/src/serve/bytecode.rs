@@ -92,6 +92,11 @@ impl Bytecode {
         });
     }
 
+    /// The folder where the compiled dependencies for this image are or will be.
+    pub(super) fn folder(&self, image: &BuiltImage) -> Result<Option<PathBuf>, Error> {
+        Ok(self.place(image)?.map(|(_, path)| path))
+    }
+
     /// The layers that bring the interpreter, and where the compiled layer for it is or will be.
     fn place(&self, image: &BuiltImage) -> Result<Option<(ImageSpec, PathBuf)>, Error> {
         let mut spec = spec_of(image)?;

@@ -3,11 +3,14 @@
 
 use super::bytecode::Bytecode;
 use async_trait::async_trait;
-use evoke_control::ports::{BuildLog, BuildRequest, BuiltImage, ImageBuilder, StoredLayer};
+use evoke_control::ports::{
+    BuildLog, BuildRequest, BuiltImage, FileChanges, ImageBuilder, LayerCollection, LayerOverview,
+    LayersCollected, LayersKept, PackageOverview, StoredLayer,
+};
 use evoke_core::Error;
 use evoke_image::{
     Context, ContextEntry, ContextMount, ImageError, ImageSpec, LayerOwner, LayerRef, Libc, LogSink,
-    LogStream, Login, LoginKind, Recipe, SecretRef, StandalonePythons,
+    LogStream, Login, LoginKind, PackageChange, Recipe, SecretRef, StandalonePythons, Surveys,
 };
 use evoke_proto::api;
 use sha2::{Digest, Sha256};
@@ -40,6 +43,7 @@ pub(super) struct Images {
     layers: PathBuf,
     bytecode: Bytecode,
     pythons: Arc<StandalonePythons>,
+    surveys: Surveys,
 }
 
 impl Images {
@@ -49,8 +53,9 @@ impl Images {
         layers: PathBuf,
         bytecode: Bytecode,
         pythons: Arc<StandalonePythons>,
+        surveys: Surveys,
     ) -> Self {
-        Self { builder, contexts, layers, bytecode, pythons }
+        Self { builder, contexts, layers, bytecode, pythons, surveys }
     }
 }
 
@@ -133,13 +138,79 @@ impl ImageBuilder for Images {
         self.layers.join(name)
     }
 
-    async fn with_layer(&self, base: &BuiltImage, layer: &str) -> Result<BuiltImage, Error> {
+    async fn with_layer(&self, base: &BuiltImage, layer: &str, step: &str) -> Result<BuiltImage, Error> {
         let path = self.layer_path(Path::new(layer).file_name().and_then(|n| n.to_str()).unwrap_or(layer));
         let mut spec = spec_of(base)?;
         // Named by what it is, not by how it came to be: a function's work cannot be told from its recipe.
         let digest = hex(&Sha256::digest(path.to_string_lossy().as_bytes()));
         spec.layers.push(LayerRef { digest, path, owner: LayerOwner::Canonical });
+        if let Err(error) = self.surveys.remember(&spec, step).await {
+            // It is looked at again when somebody asks for it.
+            tracing::warn!(%error, layer, "what a build function wrote could not be looked at");
+        }
         built_of(&spec)
+    }
+
+    async fn layers(&self, image: &BuiltImage) -> Result<Vec<LayerOverview>, Error> {
+        let reports = self.surveys.of(&spec_of(image)?).await.map_err(|e| e.to_core())?;
+        let packages = |list: Vec<PackageChange>| {
+            let shown = |change: PackageChange| PackageOverview {
+                name: change.name,
+                before: change.before,
+                after: change.after,
+            };
+            list.into_iter().map(shown).collect()
+        };
+        let layer = |report: evoke_image::LayerReport| LayerOverview {
+            digest: report.digest,
+            step: report.origin,
+            took_ms: report.took_ms,
+            bytes: report.bytes,
+            files: FileChanges { added: report.added, changed: report.changed, removed: report.removed },
+            python: packages(report.python),
+            debian: packages(report.debian),
+        };
+        Ok(reports.into_iter().map(layer).collect())
+    }
+
+    fn begin_use(&self) -> Box<dyn Send + Sync> {
+        Box::new(self.builder.begin_use())
+    }
+
+    async fn is_whole(&self, image: &BuiltImage) -> Result<bool, Error> {
+        Ok(self.builder.is_whole(&spec_of(image)?).await)
+    }
+
+    fn folders_of(&self, image: &BuiltImage) -> Result<Vec<String>, Error> {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut folders: Vec<String> = image.layers.iter().map(|l| name(Path::new(&l.path))).collect();
+        folders.extend(self.bytecode.folder(image)?.map(|path| name(&path)));
+        Ok(folders)
+    }
+
+    fn begin_collection(&self) -> Box<dyn LayerCollection> {
+        Box::new(Collection { round: self.builder.round(), builder: self.builder.clone() })
+    }
+
+    async fn bytes(&self, image: &BuiltImage) -> Result<u64, Error> {
+        self.surveys.bytes(&spec_of(image)?).await.map_err(|e| e.to_core())
+    }
+}
+
+/// A round of collection.
+struct Collection {
+    builder: evoke_image::ImageBuilder,
+    round: evoke_image::Round,
+}
+
+#[async_trait]
+impl LayerCollection for Collection {
+    async fn finish(self: Box<Self>, keep: LayersKept) -> Result<LayersCollected, Error> {
+        let LayersKept { folders, unused_before, compiled, dry_run } = keep;
+        let keep = evoke_image::Keep { folders, unused_before, compiled, dry_run };
+        let done = self.builder.collect(&self.round, keep).await.map_err(|e| e.to_core())?;
+        let evoke_image::CollectedLayers { layers, layer_bytes, downloads, download_bytes } = done;
+        Ok(LayersCollected { layers, layer_bytes, downloads, download_bytes })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the local socket tells about the roles.
 
-use crate::local::VolumeQuestion;
+use crate::local::{ImageQuestion, VolumeQuestion};
 use async_trait::async_trait;
 use evoke_control::Control;
 use evoke_core::Error;
@@ -20,6 +20,8 @@ pub(crate) trait Insight: Send + Sync {
         volume: &str,
         question: VolumeQuestion,
     ) -> Result<serde_json::Value, Error>;
+    /// Images and their layers.
+    async fn image(&self, question: ImageQuestion) -> Result<serde_json::Value, Error>;
 }
 
 /// For `evoke status`.
@@ -77,4 +79,34 @@ impl Insight for OfControl {
         };
         Ok(json!({ "answer": answer }))
     }
+    async fn image(&self, question: ImageQuestion) -> Result<serde_json::Value, Error> {
+        use serde_json::json;
+        let answer: serde_json::Value = match question {
+            ImageQuestion::List => self.0.image_list().await?.into_iter().map(image_line).collect(),
+            ImageQuestion::Prune { unused_ms, dry_run } => json!(self.0.collect(unused_ms, dry_run).await?),
+            ImageQuestion::Show { id } => {
+                let (image, layers) = self.0.image_show(&id).await?;
+                let mut shown = image_line(image);
+                shown["layers"] = json!(layers);
+                shown
+            }
+        };
+        Ok(json!({ "answer": answer }))
+    }
+}
+
+/// An image of a list; `layers` is their number.
+fn image_line(image: evoke_control::ImageOverview) -> serde_json::Value {
+    serde_json::json!({
+        "id": image.id.to_string(),
+        "state": image.state,
+        "created": evoke_gateway::utc(image.created),
+        "used": evoke_gateway::utc(image.used),
+        "names": image.names,
+        "layers": image.layers,
+        "bytes": image.bytes,
+        "python": image.python,
+        "step": image.step,
+        "error": image.error,
+    })
 }

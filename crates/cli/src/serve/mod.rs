@@ -28,7 +28,9 @@ use evoke_files::fetch::Fetcher;
 use evoke_files::pypi::{IndexConfig, PackageIndex};
 use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
 use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WorkspaceToken};
-use evoke_image::{BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder, StandalonePythons};
+use evoke_image::{
+    BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder, StandalonePythons, Surveys,
+};
 use evoke_proto::worker::Control as ControlPort;
 use evoke_runtime::Runtime;
 use evoke_runtime::fdstore::FdStoreClient;
@@ -90,8 +92,11 @@ impl Roles {
         let rooms =
             rooms(&data, &launch, runtime.clone(), &signer, clock.clone(), machine.build_steps()).await?;
         let (store, blobs, contents) = (rooms.store.clone(), rooms.blobs.clone(), rooms.contents.clone());
-        let config =
-            ControlConfig { builder_version: BUILDER_VERSION.to_owned(), machine: machine.has.clone() };
+        let config = ControlConfig {
+            builder_version: BUILDER_VERSION.to_owned(),
+            machine: machine.has.clone(),
+            collection: launch.config.collection.policy(),
+        };
         let control = Control::start(config, rooms);
         control
             .resume(machine.capacity, machine.gpus)
@@ -198,10 +203,12 @@ async fn rooms(
         layers: layers.clone(),
         downloads: inside("spool/downloads"),
         network: Arc::new(network),
+        uses: Default::default(),
         ecr_endpoint: launch.host_env.first(&ECR_ENDPOINT).map(str::to_owned),
     };
     let mut bases = launch.config.images.clone();
     bases.host.never.push(data.path().to_path_buf());
+    let surveys = Surveys::new(base.index.clone(), steps.clone());
     let contexts = Arc::new(images::Contexts::default());
     let tools =
         BuildTools { base, context: contexts.clone(), staging: inside("spool/staging"), steps_at_once };
@@ -227,6 +234,7 @@ async fn rooms(
             layers,
             bytecode.clone(),
             Arc::new(pythons),
+            surveys,
         )),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),
         urls: Arc::new(urls::Signed(signer.clone())),

@@ -7,7 +7,8 @@
 //! thrown away, because nobody knows whether they are whole; a client sends them again.
 
 use super::large::Large;
-use crate::{ContentHash, IoFailure, ObjectError, ObjectStore, io_failure::IoContext};
+use crate::{Collected, ContentHash, IoFailure, ObjectError, ObjectStore, io_failure::IoContext};
+use evoke_core::UnixMs;
 use std::{
     collections::HashMap,
     fmt,
@@ -98,8 +99,19 @@ impl VolumeContents {
             clear(&blocks)?;
             fs::write(&noted, boot).during("write", &noted)?;
         }
-        let large = Large::open(&root.join("large"))?;
+        let large = Large::open(&root.join("large"), objects.clock())?;
         Ok(Self { objects, large, blocks, tmp, next_temporary: Arc::default() })
+    }
+
+    /// [`ObjectStore::collect`] for the contents that are files of their own.
+    pub fn collect(
+        &self,
+        reachable: &dyn Fn(&ContentHash) -> bool,
+        now: UnixMs,
+        grace_ms: u64,
+        dry_run: bool,
+    ) -> Result<Collected, IoFailure> {
+        self.large.collect(reachable, now, grace_ms, dry_run)
     }
 
     /// A new name for a file on its way; what is there at the next start is removed.

@@ -2,25 +2,33 @@
 //! by, `<hash>.<octal>` the same file with other permission bits (which hard links share).
 
 use super::contents::VOLUME_BLOCK_BYTES;
-use crate::{ContentHash, IoFailure, ObjectError, durable::sync_folder, io_failure::IoContext, objects};
+use crate::{
+    Collected, ContentHash, IoFailure, ObjectError, durable::sync_folder, hold::Holds, io_failure::IoContext,
+    objects,
+};
+use evoke_core::{Clock, UnixMs};
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File, Permissions},
     io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// The large contents. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Large {
     root: PathBuf,
+    clock: Arc<dyn Clock>,
+    holds: Arc<Holds>,
 }
 
 impl Large {
-    pub(super) fn open(root: &Path) -> Result<Self, IoFailure> {
+    pub(super) fn open(root: &Path, clock: Arc<dyn Clock>) -> Result<Self, IoFailure> {
         fs::create_dir_all(root).during("create", root)?;
-        Ok(Self { root: root.to_owned() })
+        let holds = Arc::new(Holds::new(clock.now()));
+        Ok(Self { root: root.to_owned(), clock, holds })
     }
 
     /// The name of what these blocks make.
@@ -46,7 +54,10 @@ impl Large {
         }
     }
 
+    /// Whether it is there. If so it is also held: no collection within its grace removes it.
     pub(super) fn exists(&self, key: ContentHash) -> bool {
+        // Held before the look, so that no collection fits in between.
+        self.holds.touch(key, self.clock.now());
         self.path(key, "").exists()
     }
 
@@ -58,6 +69,7 @@ impl Large {
         file: &File,
         blocks: &[ContentHash],
     ) -> Result<(), ObjectError> {
+        self.holds.touch(key, self.clock.now());
         let path = self.path(key, "");
         if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
             fs::create_dir_all(folder).during("create", folder)?;
@@ -71,6 +83,46 @@ impl Large {
         file.sync_all().during("sync", temporary)?;
         fs::rename(temporary, &path).during("rename to", &path)?;
         Ok(sync_folder(path.parent().unwrap_or(&self.root))?)
+    }
+
+    /// Removes the contents for which `reachable` says no and that nobody stored or asked for within the grace.
+    pub(super) fn collect(
+        &self,
+        reachable: &dyn Fn(&ContentHash) -> bool,
+        now: UnixMs,
+        grace_ms: u64,
+        dry_run: bool,
+    ) -> Result<Collected, IoFailure> {
+        let mut done = Collected::default();
+        for folder in fs::read_dir(&self.root).during("list", &self.root)? {
+            let folder = folder.during("list", &self.root)?;
+            let prefix = folder.file_name().to_string_lossy().into_owned();
+            for entry in fs::read_dir(folder.path()).during("list", &folder.path())? {
+                let entry = entry.during("list", &folder.path())?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let hex = name.split_once('.').map_or(name.as_str(), |(hex, _)| hex);
+                let Ok(key) = format!("{prefix}{hex}").parse::<ContentHash>() else { continue };
+                if reachable(&key) {
+                    done.kept += 1;
+                    continue;
+                }
+                let length = entry.metadata().map(|about| about.len()).unwrap_or_default();
+                let path = entry.path();
+                let remove = || if dry_run { Ok(()) } else { fs::remove_file(&path) };
+                match self.holds.unless_held(key, now, grace_ms, remove) {
+                    None => done.kept += 1,
+                    Some(removed) => {
+                        removed.during("remove", &path)?;
+                        done.removed += 1;
+                        done.removed_bytes += length;
+                    }
+                }
+            }
+        }
+        if !dry_run {
+            self.holds.forget_before(now, grace_ms);
+        }
+        Ok(done)
     }
 
     /// The list that a content is named by.
@@ -119,4 +171,29 @@ impl Large {
 fn stripped(block: &[u8]) -> &[u8] {
     let end = block.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     &block[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evoke_core::SystemClock;
+
+    #[test]
+    fn what_nothing_reaches_goes_after_its_grace() {
+        let folder = tempfile::tempdir().unwrap();
+        let large = Large::open(&folder.path().join("large"), Arc::new(SystemClock)).unwrap();
+        let put = |text: &str| {
+            let (path, hash) = (folder.path().join("temporary"), ContentHash::of(text.as_bytes()));
+            fs::write(&path, text).unwrap();
+            large.adopt(hash, &path, &File::open(&path).unwrap(), &[hash]).unwrap();
+            hash
+        };
+        let (kept, gone) = (put("kept"), put("gone"));
+        large.with_mode(gone, 0o755, &folder.path().join("temporary")).unwrap();
+        let later = UnixMs(SystemClock.now().0 + 1_000);
+        let collect = |now, dry_run| large.collect(&|key| *key == kept, now, 500, dry_run).unwrap();
+        assert_eq!(collect(SystemClock.now(), false).removed, 0, "both are fresh");
+        assert_eq!((collect(later, true).removed, collect(later, false).removed), (3, 3));
+        assert!(large.exists(kept) && !large.exists(gone) && large.blocks(gone).is_err());
+    }
 }

@@ -91,6 +91,8 @@ pub struct BaseTools {
     pub downloads: PathBuf,
     /// How the host reaches package indexes, for set-up commands of a base.
     pub network: Arc<crate::network::HostNetwork>,
+    /// What uses layers now.
+    pub uses: crate::uses::LayerUses,
     /// Where the API of Amazon's registry is, if this machine's configuration says another address.
     pub ecr_endpoint: Option<String>,
 }
@@ -163,7 +165,7 @@ impl Bases {
         if !fresh {
             if let Some(image) = self.tools.index.image(&key).await? {
                 // A view of this machine follows what is installed here.
-                if !image.host && image.layers.iter().all(|layer| layer.path.is_dir()) {
+                if !image.host && self.tools.is_whole(&image).await {
                     return Ok(image);
                 }
             }
@@ -234,7 +236,19 @@ impl BaseTools {
     pub(crate) async fn layer(&self, digest: &str) -> Result<Option<LayerRef>> {
         let Some(record) = self.index.layer(digest).await? else { return Ok(None) };
         let path = self.layers.join(&record.folder);
+        self.uses.touch(&record.folder).await;
         Ok(path.is_dir().then(|| LayerRef { digest: digest.to_owned(), path, owner: LayerOwner::Canonical }))
+    }
+
+    /// Whether all layers of an image are there. From now on they stay as long as what uses them runs.
+    pub(crate) async fn is_whole(&self, image: &ImageSpec) -> bool {
+        for layer in &image.layers {
+            self.uses.touch(&crate::collect::folder_name(&layer.path)).await;
+            if !layer.path.is_dir() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Remembers a layer that was just made at its own place.
@@ -276,8 +290,9 @@ impl BaseTools {
         self.remember(digest, origin, size, self.clock.now().since(start)).await
     }
 
-    /// Removes what an interrupted attempt left at a layer's place.
+    /// Removes what an interrupted attempt left at a layer's place, which is about to be filled anew.
     pub(crate) async fn clear(&self, path: &Path) -> Result<()> {
+        self.uses.touch(&crate::collect::folder_name(path)).await;
         if path.symlink_metadata().is_ok() { self.builder.remove(path).await } else { Ok(()) }
     }
 

@@ -60,12 +60,12 @@ pub struct BuildRequest {
 /// Builds images. Cheap to clone.
 #[derive(Clone)]
 pub struct ImageBuilder {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     bases: Bases,
-    tools: BuildTools,
+    pub(crate) tools: BuildTools,
     locks: Locks,
     running: Mutex<HashMap<String, Running>>,
     /// Tells forced builds apart.
@@ -159,10 +159,12 @@ impl Inner {
 
     async fn cached(&self, key: &str) -> Result<Option<ImageSpec>> {
         let image = self.tools.base.index.image(key).await?;
-        Ok(image.filter(|image| image.layers.iter().all(|layer| layer.path.is_dir())))
+        let Some(image) = image else { return Ok(None) };
+        Ok(self.tools.base.is_whole(&image).await.then_some(image))
     }
 
     async fn build(&self, request: BuildRequest, log: &dyn LogSink) -> Result<ImageSpec> {
+        let _using = self.tools.base.uses.begin(self.tools.base.clock.now());
         let key = self.key(&request.recipe);
         let anew = request.force_build || request.ignore_cache;
         if !anew {

@@ -154,6 +154,7 @@ pub fn image_builder_with(
         layers: folder.join("layers"),
         downloads: folder.join("downloads"),
         network: Arc::new(network),
+        uses: Default::default(),
         ecr_endpoint: None,
     };
     let tools = BuildTools { base, context, staging: folder.join("staging"), steps_at_once: 4 };

@@ -15,6 +15,13 @@ const FILE: &str = "parent, name, kind, mode, mtime, size, content";
 pub struct Volumes<'a>(pub(crate) &'a Store);
 
 impl Volumes<'_> {
+    /// The contents that the files of all versions of all volumes have.
+    pub async fn contents(&self) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT DISTINCT content FROM volume_files WHERE kind = ?1";
+        let file = VolumeFileKind::File.number();
+        self.0.read(move |conn| many(conn, sql, [file], |row| row.get(0))).await
+    }
+
     /// The one with this id.
     pub async fn by_id(&self, id: VolumeId) -> Result<Option<VolumeRow>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM volumes WHERE id = ?1");

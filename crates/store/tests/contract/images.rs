@@ -13,6 +13,7 @@ pub(super) async fn images(store: &Store) {
         builder: Some(ids.make()),
         error: String::new(),
         created_at: NOW,
+        used_at: UnixMs(1),
         updated_at: NOW,
         recipe: vec![1],
         metadata: vec![],
