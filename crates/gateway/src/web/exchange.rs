@@ -5,13 +5,16 @@ use evoke_proto::web::{Begun, FromApp, WebEnd, WebEndpoint, WebExchange};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::Body;
 use hyper::body::Incoming;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 
+use super::direct::Upgrade;
+use super::handshake::Opening;
 use super::upload::{Upload, Uploaded};
-use super::{WebIngress, handshake, head, reply};
+use super::{WebIngress, handshake, head, reply, upload};
 use crate::connection::{AnswerBody, Connection};
 use crate::routes::{HttpBody, status_of, text};
 
@@ -31,50 +34,79 @@ impl WebIngress {
         connection: &Arc<Connection>,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
-        match self.relay(endpoint, connection, request).await {
-            Ok(response) => response,
-            Err(said) => (*said).map(AnswerBody::Http),
-        }
+        let (parts, body) = request.into_parts();
+        // Who asked whether to send the body hears from the answer that it is not wanted.
+        let asks = parts.headers.contains_key(header::EXPECT);
+        let answered = match self.begin(&endpoint, connection, parts).await {
+            Ok((became, parts, place)) => self.go_on(endpoint, connection, became, parts, place, body).await,
+            Err(said) => {
+                if !asks && !body.is_end_stream() {
+                    tokio::spawn(upload::swallow(body));
+                }
+                Err(said)
+            }
+        };
+        answered.unwrap_or_else(|said| (*said).map(AnswerBody::Http))
     }
 
-    async fn relay(
+    /// Everything that does not need the body.
+    async fn begin(
         &self,
-        endpoint: WebEndpoint,
+        endpoint: &WebEndpoint,
         connection: &Arc<Connection>,
-        request: Request<Incoming>,
-    ) -> Result<Response<AnswerBody>, Box<Said>> {
-        let (mut parts, body) = request.into_parts();
+        mut parts: Parts,
+    ) -> Result<(Became, Parts, Place), Box<Said>> {
         head::screen(&parts, self.inner.limits.body_bytes).map_err(|(status, why)| text(status, why))?;
-        self.admit(&endpoint, &mut parts).await?;
+        self.admit(endpoint, &mut parts).await?;
         let (place, opening) = (Place::of(&parts), handshake::opening(&parts)?);
         let upgrade = handshake::upgrade(&mut parts);
         head::clean(&mut parts, connection);
-        let upgrade = match (opening, upgrade) {
-            (Some(opening), Some(upgrade)) => {
-                return self.open(&endpoint, connection, parts, opening, upgrade).await;
-            }
-            (_, upgrade) => upgrade,
-        };
+        if let Some(opening) = opening {
+            return Ok((Became::Opening(opening, upgrade), parts, place));
+        }
         let asked = place.call().filter(|_| matches!(parts.method, Method::GET | Method::HEAD));
-        let (exchange, upload) = match asked {
-            Some(call) => (self.resume(&endpoint, call)?, None),
+        let became = match asked {
+            Some(call) => Became::Resumed(self.resume(endpoint, call)?),
             None => {
                 let head = head::web_head(&parts, connection, None);
-                match self.inner.apps.begin(&endpoint, head).await.map_err(|error| refused(&error))? {
-                    Begun::Messages(exchange) => {
-                        let (limits, watch) = (&self.inner.limits, connection.watch.clone());
-                        let (most, stall) = (limits.body_bytes, limits.body_stall);
-                        let upload = Upload::start(body, &exchange.to_app, most, stall, watch).await;
-                        (exchange, upload)
-                    }
-                    Begun::Direct(direct) => {
-                        return match upgrade {
-                            Some(upgrade) => self.tunnel(connection, parts, direct, upgrade).await,
-                            None => self.pass(&endpoint, &place, parts, body, direct).await,
-                        };
-                    }
-                }
+                let begun = self.inner.apps.begin(endpoint, head).await;
+                Became::Begun(begun.map_err(|error| refused(&error))?, upgrade)
             }
+        };
+        Ok((became, parts, place))
+    }
+
+    async fn go_on(
+        &self,
+        endpoint: WebEndpoint,
+        connection: &Arc<Connection>,
+        became: Became,
+        parts: Parts,
+        place: Place,
+        body: Incoming,
+    ) -> Result<Response<AnswerBody>, Box<Said>> {
+        let limits = &self.inner.limits;
+        let (exchange, upload) = match became {
+            Became::Opening(opening, Some(upgrade)) => {
+                return self.open(&endpoint, connection, parts, opening, upgrade).await;
+            }
+            Became::Opening(_, None) => {
+                return Err(
+                    text(StatusCode::BAD_REQUEST, "This connection cannot become a WebSocket.\n").into()
+                );
+            }
+            Became::Begun(Begun::Direct(direct), Some(upgrade)) => {
+                return self.tunnel(connection, parts, direct, upgrade).await;
+            }
+            Became::Begun(Begun::Direct(direct), None) => {
+                return self.pass(&endpoint, &place, parts, body, direct).await;
+            }
+            Became::Begun(Begun::Messages(exchange), _) => {
+                let (watch, most, stall) = (connection.watch.clone(), limits.body_bytes, limits.body_stall);
+                let upload = Upload::start(body, &exchange.to_app, most, stall, watch).await;
+                (exchange, upload)
+            }
+            Became::Resumed(exchange) => (exchange, None),
         };
         self.wait(endpoint, parts.method, place, exchange, upload).await
     }
@@ -153,6 +185,16 @@ impl WebIngress {
     }
 }
 
+/// What a request became before its body is looked at.
+enum Became {
+    /// It opens a WebSocket.
+    Opening(Opening, Option<Upgrade>),
+    /// It has begun.
+    Begun(Begun, Option<Upgrade>),
+    /// It goes on waiting for an answer.
+    Resumed(WebExchange),
+}
+
 /// What an application's first message makes of a request.
 fn answered(
     message: Option<FromApp>,
@@ -167,9 +209,16 @@ fn answered(
             let response = begun.map_err(|why| garbage(call, &why))?;
             Ok(response.map(AnswerBody::Web))
         }
-        Some(FromApp::Ended(end)) => Err(ended(call, &end).into()),
-        Some(other) => Err(garbage(call, &reply::out_of_place(&other)).into()),
-        None => Err(ended(call, &reply::unknown_end()).into()),
+        message => {
+            if let Some(upload) = upload {
+                upload.finish();
+            }
+            Err(match message {
+                Some(FromApp::Ended(end)) => ended(call, &end).into(),
+                Some(other) => garbage(call, &reply::out_of_place(&other)).into(),
+                None => ended(call, &reply::unknown_end()).into(),
+            })
+        }
     }
 }
 

@@ -87,7 +87,15 @@ pub(super) fn begin(
     } else {
         let call = exchange.call;
         let exchange = Some(exchange);
-        let body = MessagesBody { exchange, call, upload, left: length, awaits: Awaits::Body, trailers };
+        let body = MessagesBody {
+            exchange,
+            call,
+            upload,
+            left: length,
+            awaits: Awaits::Body,
+            trailers,
+            is_complete: false,
+        };
         WebBody::Messages(Box::new(body))
     };
     Ok(Response::from_parts(parts, body))
@@ -106,7 +114,9 @@ async fn drain(mut exchange: WebExchange, upload: Option<Upload>) {
     };
     // Who takes longer is told after all.
     let _ = tokio::time::timeout(Duration::from_millis(DRAIN_MS_MAX), rest).await;
-    drop(upload);
+    if let Some(upload) = upload {
+        upload.finish();
+    }
 }
 
 fn head(status: u16, given: Vec<(Bytes, Bytes)>) -> Result<(Parts, Option<u64>), String> {
@@ -176,6 +186,8 @@ pub(crate) struct MessagesBody {
     left: Option<u64>,
     awaits: Awaits,
     trailers: bool,
+    /// The application said all of it.
+    is_complete: bool,
 }
 
 impl MessagesBody {
@@ -205,6 +217,7 @@ impl MessagesBody {
                 (Some(FromApp::Trailers(given, more)), Awaits::Trailers) => {
                     if !more {
                         self.awaits = Awaits::Nothing;
+                        self.is_complete = true;
                     }
                     return match headers(given) {
                         Ok(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
@@ -239,6 +252,7 @@ impl MessagesBody {
         }
         if !more {
             self.awaits = if self.trailers { Awaits::Trailers } else { Awaits::Nothing };
+            self.is_complete = !self.trailers;
         }
         Ok((!bytes.is_empty()).then_some(bytes))
     }
@@ -261,7 +275,11 @@ impl Drop for MessagesBody {
     /// Nobody asks for what comes behind the last byte of a body whose length is known: it is the client that has
     /// all of it, not one that left.
     fn drop(&mut self) {
-        if self.left == Some(0)
+        if self.is_complete
+            && let Some(upload) = self.upload.take()
+        {
+            upload.finish();
+        } else if self.left == Some(0)
             && self.awaits != Awaits::Nothing
             && let Some(exchange) = self.exchange.take()
         {

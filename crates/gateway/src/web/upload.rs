@@ -9,13 +9,18 @@ use hyper::body::Incoming;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::wire::Watch;
 
 /// Largest piece that is sent at once, in bytes.
 const PIECE_BYTES_MAX: usize = 256 << 10;
+
+/// How much of a body that nobody wants is read all the same, in bytes, and how long, in milliseconds: a client that
+/// is cut while it still sends may never see the answer.
+const SWALLOWED_BYTES_MAX: u64 = 16 << 20;
+const SWALLOWED_MS_MAX: u64 = 5_000;
 
 /// How a body's way ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub(super) enum Uploaded {
 #[derive(Debug)]
 pub(super) struct Upload {
     task: JoinHandle<Uploaded>,
+    /// Tells that the application wants no more of it.
+    answered: Option<oneshot::Sender<()>>,
 }
 
 impl Upload {
@@ -51,8 +58,28 @@ impl Upload {
             return None;
         }
         // By a task, because the application may answer and not be read while it still reads.
-        let task = tokio::spawn(pump(body, to_app.clone(), bytes_max, stall, watch));
-        Some(Self { task })
+        let (answered, is_answered) = oneshot::channel();
+        let to_app = to_app.clone();
+        let task = tokio::spawn(async move {
+            let mut body = body;
+            let ended = tokio::select! {
+                ended = pump(&mut body, to_app, bytes_max, stall, watch) => ended,
+                Ok(()) = is_answered => Uploaded::Whole,
+            };
+            if ended == Uploaded::Whole {
+                swallow(body).await;
+            }
+            ended
+        });
+        Some(Self { task, answered: Some(answered) })
+    }
+
+    /// The answer is complete: the rest, if it is not long, is read for nobody.
+    pub(super) fn finish(mut self) {
+        if let Some(answered) = self.answered.take() {
+            // An error means that it has ended already.
+            let _ = answered.send(());
+        }
     }
 
     /// Resolves when the body's way has ended.
@@ -64,7 +91,9 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.task.abort();
+        if self.answered.is_some() {
+            self.task.abort();
+        }
     }
 }
 
@@ -96,8 +125,24 @@ impl Waiting {
     }
 }
 
+/// Reads what nobody wants, as far as that is not long.
+pub(super) async fn swallow(mut body: Incoming) {
+    let reading = async {
+        let mut left = SWALLOWED_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    // Who takes longer is cut.
+    let _ = tokio::time::timeout(Duration::from_millis(SWALLOWED_MS_MAX), reading).await;
+}
+
 async fn pump(
-    mut body: Incoming,
+    body: &mut Incoming,
     to_app: mpsc::Sender<ToApp>,
     bytes_max: u64,
     stall: Duration,

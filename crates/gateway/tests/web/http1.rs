@@ -88,6 +88,10 @@ pub fn app(mut app: App) -> BoxFuture<'static, ()> {
                     && app.receive.try_recv() == Err(tokio::sync::mpsc::error::TryRecvError::Empty);
                 app.log.say(format!("late end: {heard} {told}"));
             }
+            "/early" => {
+                app.start(200, &[]).await;
+                app.body("no need", false).await;
+            }
             "/endless" => {
                 app.start(200, &[]).await;
                 for n in 0_u64.. {
@@ -208,6 +212,28 @@ async fn an_application_that_ends_late_is_not_told_that_its_client_left() {
     let mut world = World::start(app).await;
     assert_eq!(world.get("/late-end").await.text(), "hello");
     world.hears("late end: true true").await;
+}
+
+#[tokio::test]
+async fn who_is_answered_early_can_send_the_rest() {
+    let world = World::start(app).await;
+    world.add(WebAddress::Host("locked.localhost".into()), "locked", true);
+    let body = vec![b'x'; 8 << 20];
+    for (host, path, status) in
+        [("locked.localhost", "/echo", 401), ("h", "/no-room", 429), ("h", "/early", 200)]
+    {
+        let mut wire = world.connect().await;
+        let length = body.len();
+        wire.send(format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n")).await;
+        // The answer is there before the body.
+        let mut first = [0];
+        assert_eq!(wire.0.peek(&mut first).await.unwrap(), 1, "{path}");
+        wire.send(&body).await;
+        assert_eq!(wire.answer().await.status, status, "{path}");
+        // And the connection is still good.
+        wire.send("GET /sized HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        assert_eq!(wire.answer().await.text(), "hello", "{path}");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Bodies of direct requests: the client's on its way in, the server's on its way out.
 
 use bytes::Bytes;
-use evoke_core::Error;
+use evoke_core::{Error, ErrorCode};
 use evoke_proto::web::{DirectSlot, DirectTarget, WebEnd};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -65,7 +65,10 @@ impl Body for Sent {
                     body.stalled.as_mut().reset(Instant::now() + body.stall);
                 }
                 std::task::ready!(body.stalled.as_mut().poll(cx));
-                return Poll::Ready(Some(Err(Error::invalid("The request's body did not come in time"))));
+                return Poll::Ready(Some(Err(Error::new(
+                    ErrorCode::DeadlineExceeded,
+                    "The request's body did not come in time",
+                ))));
             }
         };
         body.waits = false;
@@ -77,7 +80,9 @@ impl Body for Sent {
                         body.left = left;
                         Some(Ok(frame))
                     }
-                    None => Some(Err(Error::invalid("The request's body is too large"))),
+                    None => {
+                        Some(Err(Error::new(ErrorCode::ResourceExhausted, "The request's body is too large")))
+                    }
                 }
             }
             Some(Err(error)) => Some(Err(Error::invalid(format!("The request's body broke off: {error}")))),

@@ -10,7 +10,7 @@ mod line;
 mod parked;
 mod tunnel;
 
-use evoke_core::CallId;
+use evoke_core::{CallId, ErrorCode};
 use evoke_proto::web::{DirectTarget, WebDirect, WebEnd, WebEndpoint};
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -186,10 +186,10 @@ fn no_answer(awaited: &mut Awaited, error: &hyper::Error) -> Said {
     if let Some(ours) = ours.filter(|_| error.is_user()) {
         // The client's body, not the server, is what broke.
         awaited.slot.ended(WebEnd::Cancelled);
-        let status = if ours.message.contains("too large") {
-            StatusCode::PAYLOAD_TOO_LARGE
-        } else {
-            StatusCode::REQUEST_TIMEOUT
+        let status = match ours.code {
+            ErrorCode::ResourceExhausted => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::DeadlineExceeded => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
         };
         return text(status, format!("{ours}\n"));
     }
