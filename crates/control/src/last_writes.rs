@@ -20,10 +20,13 @@ impl LastWrites {
             last.retain(|_, seq| !store.is_committed(*seq));
         }
         // Inside the lock: whoever sees the change in the store finds its number here.
-        let tickets = store.submit_all(batches.into_iter().map(|writes| (writes, Grade::Synced)).collect());
+        let batches = batches.into_iter().map(|writes| (writes, Grade::Synced)).collect();
+        let (tickets, lead) = store.submit_all(batches);
         if let Some(seq) = tickets.last().map(Ticket::seq) {
             last.insert(id.to_string(), seq);
         }
+        drop(last);
+        drop(lead);
         tickets
     }
 

@@ -4,7 +4,7 @@
 use evoke_core::{TaskId, UnixMs};
 use evoke_engine::{Claim, Effect, Engine, PollRequest, Step};
 use evoke_proto::Status;
-use evoke_store::{Grade, Store, Ticket, Write};
+use evoke_store::{Grade, Lead, Store, Ticket, Write};
 use std::collections::{HashMap, VecDeque};
 use tokio::sync::oneshot;
 
@@ -146,16 +146,18 @@ impl Outcome {
 
     /// Submits everything, in order and with nothing in between.
     pub(crate) fn submit(self, store: &Store) -> Submitted {
-        let mut tickets: Vec<Option<Ticket>> = match self.batches.len() {
-            0 => Vec::new(),
-            _ => store.submit_all(self.batches).into_iter().map(Some).collect(),
-        };
+        let (mut tickets, mut lead) = (Vec::<Option<Ticket>>::new(), None);
+        if !self.batches.is_empty() {
+            let (submitted, first) = store.submit_all(self.batches);
+            tickets.extend(submitted.into_iter().map(Some));
+            lead = Some(first);
+        }
         let mut ticket = |batch: Option<usize>| tickets.get_mut(batch?)?.take();
         let own = ticket(self.own);
         let found = self.found.into_iter();
         let answers =
             found.map(|found| (found.answer, Answer::Decided(found.claim, ticket(found.batch)))).collect();
-        Submitted { own, effects: self.effects, answers }
+        Submitted { own, lead, effects: self.effects, answers }
     }
 }
 
@@ -163,6 +165,8 @@ impl Outcome {
 pub(crate) struct Submitted {
     /// Of the decision's own writes, if it had any.
     pub(crate) own: Option<Ticket>,
+    /// Commits what is small, once it is dropped.
+    pub(crate) lead: Option<Lead>,
     /// What must be done.
     pub(crate) effects: Vec<Effect>,
     answers: Vec<(oneshot::Sender<Answer>, Answer)>,

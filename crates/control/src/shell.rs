@@ -107,6 +107,8 @@ impl Calls {
             // Inside the lock: the order of decisions is the order of writes.
             (step.reply, outcome.submit(&self.store), engine.next_deadline())
         };
+        // Outside the lock, and before others are woken who would only wait for it.
+        drop(submitted.lead.take());
         self.perform_all(control, std::mem::take(&mut submitted.effects));
         let ticket = submitted.own.take();
         submitted.tell();

@@ -27,9 +27,9 @@ const WAIT_PAGES: u32 = 2 * FINISH_PAGES;
 const FINISH_REST_PAGES: i64 = 1_024;
 
 thread_local! {
-    /// Pages in the log after this thread's last commit. A hook of SQLite can carry no state of its own,
-    /// and a writer has a thread to itself.
-    static WAL_PAGES: Cell<u32> = const { Cell::new(0) };
+    /// Pages in the log after this thread's last commit, until it is looked at. A hook of SQLite can carry no
+    /// state of its own, and runs on the thread that commits.
+    static WAL_PAGES: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 #[derive(Default)]
@@ -46,24 +46,43 @@ pub(crate) struct Checkpointer {
     finish: AtomicBool,
     /// Held while a checkpoint runs: SQLite refuses a second one.
     running: Mutex<()>,
-    /// Pages at which the next checkpoint is made; only the writer touches it.
+    /// Pages at which the next checkpoint is made; only who commits touches it.
     next: Mutex<u32>,
 }
 
 impl Checkpointer {
-    /// Begins to count the log's pages; called on the writer's thread.
+    /// Begins to count the log's pages.
     pub(crate) fn watch(&self, conn: &Connection) {
         *lock(&self.next) = CHECKPOINT_PAGES;
         conn.wal_hook(Some(|_, pages| {
-            WAL_PAGES.set(u32::try_from(pages).unwrap_or(0));
+            WAL_PAGES.set(u32::try_from(pages).ok());
             Ok(())
         }));
     }
 
-    /// Called by the writer between two groups: asks for a checkpoint when one is due.
+    /// Whether the writer has to move the log's rest before anything else is committed.
+    pub(crate) fn wants_the_writer(&self) -> bool {
+        self.finish.load(Ordering::Relaxed)
+    }
+
+    /// Called by the writer between two groups: asks for a checkpoint when one is due, or makes it.
     pub(crate) fn after_commit(&self, db: &Db) {
-        let pages = WAL_PAGES.get();
-        let mut finish = self.finish.swap(false, Ordering::Relaxed);
+        self.after_led_commit();
+        if self.finish.swap(false, Ordering::Relaxed) {
+            match self.checkpoint(db.connection()) {
+                Ok(done) if done.rest > 0 => {
+                    tracing::debug!(rest = done.rest, "a reader keeps the log from starting again");
+                }
+                Ok(_) => {}
+                Err(error) => log_failure(&error),
+            }
+        }
+    }
+
+    /// The same where another thread than the writer's has committed, which is not held up: what the writer has
+    /// to do is left to it.
+    pub(crate) fn after_led_commit(&self) {
+        let Some(pages) = WAL_PAGES.take() else { return };
         let mut next = lock(&self.next);
         if pages + CHECKPOINT_PAGES < *next {
             // The log has started again.
@@ -72,20 +91,10 @@ impl Checkpointer {
         if pages >= *next {
             *next = pages + CHECKPOINT_PAGES;
             if pages >= WAIT_PAGES {
-                finish = true;
+                self.finish.store(true, Ordering::Relaxed);
             } else {
                 lock(&self.wanted).checkpoint = true;
                 self.wake.notify_one();
-            }
-        }
-        drop(next);
-        if finish {
-            match self.checkpoint(db.connection()) {
-                Ok(done) if done.rest > 0 => {
-                    tracing::debug!(pages, rest = done.rest, "a reader keeps the log from starting again");
-                }
-                Ok(_) => {}
-                Err(error) => log_failure(&error),
             }
         }
     }

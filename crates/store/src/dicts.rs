@@ -126,6 +126,21 @@ pub enum DictWrite {
 }
 
 impl DictWrite {
+    /// Whether it changes one entry of at most so many bytes.
+    pub(crate) fn is_of_one_entry(&self, bytes_max: usize) -> bool {
+        match self {
+            Self::Update { entries, .. } => {
+                entries.len() == 1
+                    && entries.iter().all(|entry| match &entry.value {
+                        Value::Inline(bytes) => entry.key.len() + bytes.len() <= bytes_max,
+                        Value::File(_) => entry.key.len() <= bytes_max,
+                    })
+            }
+            Self::Pop { .. } | Self::Touch { .. } => true,
+            _ => false,
+        }
+    }
+
     pub(crate) fn apply(&self, conn: &Connection) -> rusqlite::Result<()> {
         match self {
             Self::Update { dict, entries, if_not_exists, now, answer } => {

@@ -4,7 +4,7 @@
 //! Invariants:
 //! - Writes are data ([`Write`]); one [`Store::submit`] is atomic, and the order of submission is the order
 //!   of commit. An acknowledgement promises what its [`Grade`] says.
-//! - There is one writer. Readers see only what is committed, and never wait for the writer nor it for them.
+//! - One thread writes at a time. Readers see only what is committed; they never wait for it, nor it for them.
 //! - A failed write leaves nothing half applied, and the store goes on once its cause is gone.
 //! - Rows keep protocol messages as the bytes received, so that fields of newer clients survive.
 //!
@@ -72,7 +72,7 @@ pub use schedules::{ScheduleRow, ScheduleWrite, Schedules};
 pub use secrets::{SecretRow, SecretWrite, Secrets};
 pub use settings::{SettingWrite, Settings};
 pub use shared_volumes::{SharedVolumeRow, SharedVolumeWrite, SharedVolumes};
-pub use store::{Store, Ticket};
+pub use store::{Lead, Store, Ticket};
 pub use sync::SYNC_DELAY_MS;
 pub use tokens::{TokenRow, TokenWrite, Tokens};
 pub use volumes::{

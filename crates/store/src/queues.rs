@@ -31,6 +31,9 @@ pub const PARTITIONS_MAX: i64 = 100_000;
 /// Partitions over their time that one [`QueueWrite::Expire`] deletes at most.
 const EXPIRE_PARTITIONS: u32 = 8;
 
+/// Items of a put that counts as small.
+const SMALL_ITEMS: usize = 32;
+
 /// How a put ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
@@ -97,6 +100,17 @@ struct Partition {
 }
 
 impl QueueWrite {
+    /// Whether it puts at most so many bytes, or takes one item.
+    pub(crate) fn is_small(&self, bytes_max: usize) -> bool {
+        match self {
+            Self::Put { values, .. } => {
+                values.len() <= SMALL_ITEMS && values.iter().map(Bytes::len).sum::<usize>() <= bytes_max
+            }
+            Self::Pop { most, .. } => *most <= 1,
+            _ => false,
+        }
+    }
+
     pub(crate) fn apply(&self, conn: &Connection) -> rusqlite::Result<()> {
         match self {
             Self::Put { queue, partition, values, now, expires_at, answer } => {

@@ -37,7 +37,7 @@ struct Inner {
     checkpointer: Arc<Checkpointer>,
     threads: Mutex<Threads>,
     readers: Readers,
-    _db: Arc<Mutex<Db>>,
+    db: Arc<Mutex<Db>>,
 }
 
 #[derive(Default)]
@@ -81,8 +81,9 @@ impl Store {
             checkpointer: checkpointer.clone(),
             threads: Mutex::default(),
             readers,
-            _db: db.clone(),
+            db: db.clone(),
         };
+        checkpointer.watch(lock(&db).connection());
         {
             let mut threads = lock(&inner.threads);
             let (sync_queue, sync_own) = (queue.clone(), syncer.clone());
@@ -106,16 +107,16 @@ impl Store {
         Ticket { seq, done }
     }
 
-    /// Submits several batches, one after the other with nothing in between. Each succeeds or fails alone.
-    pub fn submit_all(&self, batches: Vec<(Vec<Write>, Grade)>) -> Vec<Ticket> {
+    /// Submits several batches, one after the other with nothing in between. Each succeeds or fails alone. What
+    /// comes with the tickets is to be dropped as soon as the caller has left its locks.
+    pub fn submit_all(&self, batches: Vec<(Vec<Write>, Grade)>) -> (Vec<Ticket>, Lead) {
         let (replies, waiting): (Vec<_>, Vec<_>) = batches.iter().map(|_| oneshot::channel()).unzip();
         let batches = batches.into_iter().zip(replies).map(|((writes, grade), reply)| (writes, grade, reply));
         let mut tickets = Vec::with_capacity(waiting.len());
         let mut waiting = waiting.into_iter();
-        self.inner.queue.push_all(batches, |seq| {
-            tickets.extend(waiting.next().map(|done| Ticket { seq, done }));
-        });
-        tickets
+        let tell = |seq| tickets.extend(waiting.next().map(|done| Ticket { seq, done }));
+        self.inner.queue.push_all(batches, tell, true);
+        (tickets, Lead { store: self.clone() })
     }
 
     /// The number of the last submitted batch.
@@ -284,6 +285,22 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 fn join(thread: Option<JoinHandle<()>>) {
     if thread.is_some_and(|thread| thread.join().is_err()) {
         tracing::error!("a thread of the store ended by a panic");
+    }
+}
+
+/// Commits small batches on the thread that drops it, where the writer has nothing else to do: a commit is then
+/// over before its submitter has begun to wait for it. Takes as long as the file system does to take some pages
+/// of the log.
+#[derive(Debug)]
+#[must_use = "nothing may be committed before it is dropped"]
+pub struct Lead {
+    store: Store,
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        let Inner { queue, db, syncer, checkpointer, .. } = &*self.store.inner;
+        writer::lead(queue, db, syncer, checkpointer);
     }
 }
 

@@ -34,6 +34,27 @@ pub enum Grade {
     Synced,
 }
 
+/// Bytes of a payload that is still small.
+const SMALL_BYTES: usize = 64 * 1024;
+
+impl Write {
+    /// Whether applying it takes microseconds: one row or two of bounded size.
+    pub(crate) fn is_small(&self) -> bool {
+        match self {
+            Write::Call(write) => write.payload_bytes() <= SMALL_BYTES,
+            Write::Idempotency(write) => {
+                matches!(&**write, IdempotencyWrite::Keep(row) if row.reply.len() <= SMALL_BYTES)
+            }
+            Write::Setting(write) => {
+                matches!(&**write, SettingWrite::Put { value, .. } if value.len() <= SMALL_BYTES)
+            }
+            Write::Dict(write) => write.is_of_one_entry(SMALL_BYTES),
+            Write::Queue(write) => write.is_small(SMALL_BYTES),
+            _ => false,
+        }
+    }
+}
+
 macro_rules! writes {
     ($($(#[$doc:meta])* $variant:ident($write:ty),)*) => {
         /// One change of one aggregate.

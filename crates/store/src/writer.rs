@@ -1,7 +1,8 @@
 //! The writer: takes what was submitted since the last commit, commits it as one group, acknowledges it.
 //!
 //! Under load the groups grow by themselves, since whatever arrives during a commit is the next group; with
-//! no load a batch is committed at once, alone.
+//! no load a batch is committed at once, alone. A submitter that waits anyway may then commit what is small
+//! itself ([`Lead`]): two changes of threads cost more than such a commit does.
 
 use crate::checkpoint::Checkpointer;
 use crate::sync::Syncer;
@@ -21,6 +22,10 @@ pub(crate) const QUEUE_BATCHES_SATURATED: usize = QUEUE_BATCHES_MAX / 2;
 /// Batches in one transaction.
 pub const GROUP_BATCHES_MAX: usize = 1_024;
 
+/// Writes in a batch that its submitter may commit itself, and batches that it then commits at most.
+const LED_WRITES_MAX: usize = 32;
+const LED_BATCHES_MAX: usize = 16;
+
 /// Tells a submitter how its batch ended.
 pub(crate) type Reply = oneshot::Sender<Result<(), StoreError>>;
 
@@ -37,6 +42,10 @@ struct Waiting {
     batches: VecDeque<Batch>,
     last_seq: u64,
     writer_waits: bool,
+    /// Somebody commits a group now.
+    writing: bool,
+    /// Whether something waits that is the writer's own to commit.
+    for_writer: bool,
     refusal: Option<StoreError>,
 }
 
@@ -58,15 +67,17 @@ impl Queue {
     /// Puts a batch at the end; its number.
     pub(crate) fn push(&self, writes: Vec<Write>, grade: Grade, reply: Reply) -> u64 {
         let mut seq = 0;
-        self.push_all([(writes, grade, reply)], |number| seq = number);
+        self.push_all([(writes, grade, reply)], |number| seq = number, false);
         seq
     }
 
-    /// Puts batches at the end, with none in between. Tells their numbers, in order.
+    /// Puts batches at the end, with none in between. Tells their numbers, in order. With `led` the writer is
+    /// not woken for small ones: whoever pushes them must call [`lead`] next.
     pub(crate) fn push_all(
         &self,
         batches: impl IntoIterator<Item = (Vec<Write>, Grade, Reply)>,
         mut tell: impl FnMut(u64),
+        led: bool,
     ) {
         let mut waiting = lock(&self.waiting);
         while waiting.batches.len() >= QUEUE_BATCHES_MAX && waiting.refusal.is_none() {
@@ -85,9 +96,11 @@ impl Queue {
             waiting.last_seq += 1;
             let seq = waiting.last_seq;
             tell(seq);
+            let small = writes.len() <= LED_WRITES_MAX && writes.iter().all(Write::is_small);
             waiting.batches.push_back(Batch { seq, writes, grade, reply });
+            waiting.for_writer |= !led || !small || waiting.batches.len() > LED_BATCHES_MAX;
         }
-        let wake = std::mem::take(&mut waiting.writer_waits);
+        let wake = waiting.for_writer && std::mem::take(&mut waiting.writer_waits);
         drop(waiting);
         if wake {
             self.work.notify_one();
@@ -137,16 +150,29 @@ impl Queue {
     /// The next group; waits for one. `None` once the queue is refused and empty.
     fn take(&self) -> Option<Vec<Batch>> {
         let mut waiting = lock(&self.waiting);
-        while waiting.batches.is_empty() {
-            if waiting.refusal.is_some() {
+        while waiting.batches.is_empty() || waiting.writing {
+            if waiting.refusal.is_some() && !waiting.writing {
                 return None;
             }
             waiting.writer_waits = true;
             waiting = self.work.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         waiting.writer_waits = false;
+        Some(self.take_group(waiting))
+    }
+
+    /// The next group for a submitter to commit; `None` where the writer does it.
+    fn take_led(&self) -> Option<Vec<Batch>> {
+        let waiting = lock(&self.waiting);
+        let mine = !waiting.batches.is_empty() && !waiting.writing && !waiting.for_writer;
+        mine.then(|| self.take_group(waiting))
+    }
+
+    fn take_group(&self, mut waiting: MutexGuard<'_, Waiting>) -> Vec<Batch> {
+        waiting.writing = true;
         let before = waiting.batches.len();
         let group: Vec<Batch> = if before <= GROUP_BATCHES_MAX {
+            waiting.for_writer = false;
             waiting.batches.drain(..).collect()
         } else {
             waiting.batches.drain(..GROUP_BATCHES_MAX).collect()
@@ -158,7 +184,35 @@ impl Queue {
         if before >= QUEUE_BATCHES_SATURATED {
             self.room.notify_waiters();
         }
-        Some(group)
+        group
+    }
+
+    /// Leaves what waits to the writer.
+    fn leave_to_writer(&self) {
+        let mut waiting = lock(&self.waiting);
+        waiting.for_writer |= !waiting.batches.is_empty();
+        drop(waiting);
+        self.work.notify_one();
+    }
+}
+
+/// Held by whoever commits a group.
+struct Writing<'a>(&'a Queue);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What the transaction holds is anybody's guess.
+            self.0.refuse(StoreError::Closed);
+        }
+        let mut waiting = lock(&self.0.waiting);
+        waiting.writing = false;
+        let wake = waiting.refusal.is_some() || !waiting.batches.is_empty();
+        let wake = wake && std::mem::take(&mut waiting.writer_waits);
+        drop(waiting);
+        if wake {
+            self.0.work.notify_one();
+        }
     }
 }
 
@@ -178,28 +232,46 @@ impl Drop for RefuseOnExit<'_> {
 /// The writer thread: runs until the queue is refused and empty.
 pub(crate) fn run(queue: &Queue, db: &Arc<Mutex<Db>>, syncer: &Syncer, checkpointer: &Checkpointer) {
     let _refuse = RefuseOnExit(queue);
-    checkpointer.watch(lock(db).connection());
     while let Some(group) = queue.take() {
-        let results = {
-            let slices: Vec<&[Write]> = group.iter().map(|batch| batch.writes.as_slice()).collect();
-            lock(db).commit(&slices)
-        };
-        let mut last_seq = 0;
-        let mut to_sync = Vec::new();
-        let mut spent = Vec::with_capacity(group.len());
-        for (batch, result) in group.into_iter().zip(results) {
-            last_seq = batch.seq;
-            match (result, batch.grade) {
-                (Ok(()), Grade::Synced) => to_sync.push((batch.seq, batch.reply)),
-                (result, _) => answer(batch.reply, result),
-            }
-            spent.push(batch.writes);
-        }
-        syncer.written(last_seq, to_sync);
+        let _writing = Writing(queue);
+        let spent = commit(group, db, syncer);
         checkpointer.after_commit(&lock(db));
         // Freed only now: the submitters are already on their way.
         drop(spent);
     }
+}
+
+/// Commits on the calling thread what was pushed for that, unless somebody else has or does already.
+pub(crate) fn lead(queue: &Queue, db: &Arc<Mutex<Db>>, syncer: &Syncer, checkpointer: &Checkpointer) {
+    if checkpointer.wants_the_writer() {
+        return queue.leave_to_writer();
+    }
+    if let Some(group) = queue.take_led() {
+        let _writing = Writing(queue);
+        drop(commit(group, db, syncer));
+        checkpointer.after_led_commit();
+    }
+}
+
+/// Commits a group and acknowledges it; what was written, to be freed.
+fn commit(group: Vec<Batch>, db: &Arc<Mutex<Db>>, syncer: &Syncer) -> Vec<Vec<Write>> {
+    let results = {
+        let slices: Vec<&[Write]> = group.iter().map(|batch| batch.writes.as_slice()).collect();
+        lock(db).commit(&slices)
+    };
+    let mut last_seq = 0;
+    let mut to_sync = Vec::new();
+    let mut spent = Vec::with_capacity(group.len());
+    for (batch, result) in group.into_iter().zip(results) {
+        last_seq = batch.seq;
+        match (result, batch.grade) {
+            (Ok(()), Grade::Synced) => to_sync.push((batch.seq, batch.reply)),
+            (result, _) => answer(batch.reply, result),
+        }
+        spent.push(batch.writes);
+    }
+    syncer.written(last_seq, to_sync);
+    spent
 }
 
 /// Answers the submitter. Where nobody waits for the answer, a failure is logged instead.
@@ -232,6 +304,7 @@ mod tests {
         let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(room.as_mut().poll(&mut nobody).is_pending());
         assert_eq!(queue.take().unwrap().len(), GROUP_BATCHES_MAX);
+        drop(Writing(&queue));
         room.await;
     }
 
@@ -242,6 +315,7 @@ mod tests {
         std::thread::scope(|scope| {
             let one_more = scope.spawn(|| push(&queue));
             assert_eq!(queue.take().unwrap().len(), GROUP_BATCHES_MAX);
+            drop(Writing(&queue));
             waiting.push(one_more.join().unwrap());
         });
         assert_eq!(queue.len(), QUEUE_BATCHES_MAX - GROUP_BATCHES_MAX + 1);

@@ -60,7 +60,15 @@ fn commits_until_killed() {
                     let put = |side: &str| -> Write {
                         SettingWrite::Put { key: format!("{side}{n}"), value: vec![1; 500] }.into()
                     };
-                    store.submit(vec![put("a"), put("b")], Grade::Written).wait().unwrap();
+                    let writes = vec![put("a"), put("b")];
+                    // Half of them commit what they submit themselves.
+                    if thread % 2 == 0 {
+                        store.submit(writes, Grade::Written).wait().unwrap();
+                    } else {
+                        let (tickets, lead) = store.submit_all(vec![(writes, Grade::Written)]);
+                        drop(lead);
+                        tickets.into_iter().for_each(|ticket| ticket.wait().unwrap());
+                    }
                     println!("ack {n}.");
                 }
             });

@@ -95,6 +95,19 @@ pub enum CallWrite {
 }
 
 impl CallWrite {
+    /// Bytes of what it carries for others.
+    pub(crate) fn payload_bytes(&self) -> usize {
+        match self {
+            CallWrite::Input(row) => row.payload.len(),
+            CallWrite::Chunk(row) => row.body.len(),
+            CallWrite::TaskWith { with, .. } => with.len(),
+            CallWrite::Task(row) => row.with.len(),
+            CallWrite::Output(OutputRow { body: ResultBody::Container(bytes), .. }) => bytes.len(),
+            CallWrite::Output(OutputRow { body: ResultBody::Synthesised(text), .. }) => text.len(),
+            _ => 0,
+        }
+    }
+
     /// Makes the change; the caller holds the transaction.
     pub fn apply(&self, db: &Connection) -> Result<()> {
         match self {

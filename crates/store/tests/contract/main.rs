@@ -10,6 +10,7 @@ use evoke_core::{
 use evoke_store::vault::{Env, Vault};
 use evoke_store::*;
 use images::images;
+use std::future::Future;
 
 const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
@@ -119,6 +120,79 @@ async fn synced_and_written_both_end(store: &Store) {
     }
     store.room().await;
     assert!(!store.is_saturated());
+}
+
+/// Submits one batch and commits it here.
+fn led(store: &Store, writes: Vec<Write>, grade: Grade) -> Ticket {
+    let (mut tickets, lead) = store.submit_all(vec![(writes, grade)]);
+    drop(lead);
+    tickets.pop().unwrap()
+}
+
+async fn what_is_small_is_committed_by_its_submitter(store: &Store) {
+    let mut led_ones = Vec::new();
+    for n in 0..100 {
+        let ticket = led(store, vec![setting("z", &n.to_string())], Grade::Written);
+        led_ones.push(ticket);
+    }
+    for ticket in led_ones {
+        // Nobody else had anything to commit, so nobody else has committed it: it is over already.
+        assert!(outcome_now(ticket).is_some_and(|result| result.is_ok()));
+    }
+    assert_eq!(value(store, "z").await.as_deref(), Some("99"));
+    led(store, vec![setting("z", "synced")], Grade::Synced).await.unwrap();
+    let mut ids = Ids::new();
+    let (first, second) = (app(&mut ids, Some("small")), app(&mut ids, Some("small")));
+    led(store, vec![AppWrite::Put(first).into()], Grade::Written).await.unwrap();
+    let bad = led(store, vec![setting("z", "bad"), AppWrite::Put(second).into()], Grade::Written);
+    assert!(matches!(bad.await, Err(StoreError::Conflict(_))));
+    assert_eq!(value(store, "z").await.as_deref(), Some("synced"));
+    // What is not small does not wait for its submitter, nor does what others submit behind what does.
+    let large = setting("large", &"x".repeat(100_000));
+    let (mut tickets, lead) = store.submit_all(vec![(vec![large], Grade::Written)]);
+    tickets.pop().unwrap().await.unwrap();
+    let (mut tickets, later) = store.submit_all(vec![(vec![setting("z", "1")], Grade::Written)]);
+    store.submit(vec![setting("z", "2")], Grade::Written).await.unwrap();
+    tickets.pop().unwrap().await.unwrap();
+    drop((lead, later));
+    assert_eq!(value(store, "z").await.as_deref(), Some("2"));
+}
+
+/// The outcome, if it is there.
+fn outcome_now(ticket: Ticket) -> Option<Result<(), StoreError>> {
+    let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(ticket).poll(&mut nobody) {
+        std::task::Poll::Ready(result) => Some(result),
+        std::task::Poll::Pending => None,
+    }
+}
+
+async fn many_commit_in_turns(store: &Store) {
+    let threads = (0..4).map(|thread| {
+        let store = store.clone();
+        tokio::task::spawn_blocking(move || {
+            for n in 0..300 {
+                let writes = vec![setting(&format!("t{thread}"), &n.to_string()), setting("any", "1")];
+                let grade = if n % 50 == 0 { Grade::Synced } else { Grade::Written };
+                let ticket = match (thread + n) % 3 {
+                    0 => store.submit(writes, grade),
+                    _ => led(&store, writes, grade),
+                };
+                if n % 7 == 0 {
+                    ticket.wait().unwrap();
+                } else {
+                    drop(ticket);
+                }
+            }
+        })
+    });
+    for thread in threads.collect::<Vec<_>>() {
+        thread.await.unwrap();
+    }
+    store.committed(store.last_submitted()).await.unwrap();
+    for thread in 0..4 {
+        assert_eq!(value(store, &format!("t{thread}")).await.as_deref(), Some("299"));
+    }
 }
 
 async fn a_reply_is_found_again(store: &Store) {
@@ -503,6 +577,7 @@ async fn a_closed_store_says_so(store: &Store) {
     let closing = store.clone();
     tokio::task::spawn_blocking(move || closing.close()).await.unwrap();
     ticket.await.unwrap();
+    assert!(matches!(led(store, vec![setting("late", "1")], Grade::Written).await, Err(StoreError::Closed)));
     let late = store.submit(vec![setting("late", "1")], Grade::Written);
     assert!(matches!(late.await, Err(StoreError::Closed)));
     store.committed(store.last_submitted()).await.unwrap();
@@ -534,6 +609,8 @@ contract!(
     batches_are_atomic_and_in_order,
     a_bad_batch_fails_alone_and_as_a_whole,
     synced_and_written_both_end,
+    what_is_small_is_committed_by_its_submitter,
+    many_commit_in_turns,
     a_reply_is_found_again,
     environments,
     apps,
