@@ -1,5 +1,6 @@
 //! What clients ask of calls: make one, add inputs, wait for outputs and chunks, cancel, count.
 
+use crate::chunk_readers::READERS_WAIT_MAX;
 use crate::containers::task_of;
 use crate::results::{client_item, group_of};
 use crate::{Control, parse_id, stored};
@@ -161,6 +162,7 @@ impl Control {
             let woken = waiter.woken();
             let reply = self.outputs_now(call, after, range, max).await?;
             if !reply.outputs.is_empty() {
+                self.after_its_items(call, &reply).await;
                 if request.clear_on_success {
                     // What is stored stays; only memory is freed, so the answer need not wait for it.
                     self.calls.decide(
@@ -177,6 +179,20 @@ impl Control {
             let over = reply.num_unfinished_inputs == 0 && range.is_some();
             if over || context.is_repeated() || tokio::time::timeout_at(deadline, woken).await.is_err() {
                 return Ok(reply);
+            }
+        }
+    }
+
+    /// Lets the items of a generator go before the news that it has failed.
+    async fn after_its_items(&self, call: CallId, reply: &api::FunctionGetOutputsResponse) {
+        let failed = |item: &api::FunctionGetOutputsItem| {
+            let result = item.result.as_ref();
+            result.is_some_and(|result| result.status() != api::generic_result::GenericStatus::Success)
+        };
+        if reply.outputs.iter().any(failed) {
+            let items = self.calls.look(|engine| engine.poll_data(call, Direction::Out, u64::MAX - 1));
+            if let Some(last) = items.map(|items| items.last_index).filter(|last| *last > 0) {
+                self.chunk_readers.caught_up(call, last, READERS_WAIT_MAX).await;
             }
         }
     }
@@ -297,12 +313,15 @@ impl Control {
             api::function_call_get_data_request::CallInfo::FunctionCallId(id) => id,
             api::function_call_get_data_request::CallInfo::AttemptToken(token) => token,
         }))?;
-        let start = (self, request.last_index);
-        let batches = futures::stream::try_unfold(start, move |(control, after)| async move {
-            let Some(chunks) = control.next_chunks(call, direction, after).await? else { return Ok(None) };
-            let last = chunks.last().map_or(after, |chunk| chunk.index);
-            Ok::<_, Status>(Some((futures::stream::iter(chunks.into_iter().map(Ok)), (control, last))))
-        });
+        let reader = Reader::new(self, call, direction);
+        let batches =
+            futures::stream::try_unfold((reader, request.last_index), move |(reader, after)| async move {
+                reader.given(after);
+                let next = reader.control.next_chunks(call, direction, after).await?;
+                let Some(chunks) = next else { return Ok(None) };
+                let last = chunks.last().map_or(after, |chunk| chunk.index);
+                Ok::<_, Status>(Some((futures::stream::iter(chunks.into_iter().map(Ok)), (reader, last))))
+            });
         Ok(futures::TryStreamExt::try_flatten(batches).boxed())
     }
 
@@ -359,6 +378,35 @@ impl Control {
         let task = task_of(&context)?;
         let (call, chunks) = chunks_of(request)?;
         self.calls.apply(&self, |engine, now| engine.append_data_out(task, call, chunks, now)).await
+    }
+}
+
+/// A stream of a call's chunks, for as long as somebody reads it.
+struct Reader {
+    control: Arc<Control>,
+    call: CallId,
+    /// Its number, where others wait for it.
+    number: Option<u64>,
+}
+
+impl Reader {
+    fn new(control: Arc<Control>, call: CallId, direction: Direction) -> Self {
+        let number = (direction == Direction::Out).then(|| control.chunk_readers.join(call));
+        Self { control, call, number }
+    }
+
+    fn given(&self, index: u64) {
+        if let Some(number) = self.number {
+            self.control.chunk_readers.given(self.call, number, index);
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.control.chunk_readers.leave(self.call, number);
+        }
     }
 }
 

@@ -9,9 +9,11 @@
 
 mod app_info;
 mod apps;
+mod auth_tokens;
 mod blobs;
 mod buckets;
 mod call_graph;
+mod chunk_readers;
 mod classes;
 mod collection;
 mod containers;
@@ -163,6 +165,8 @@ pub struct Control {
     pub(crate) app_events: logs::AppEvents,
     pub(crate) last_writes: last_writes::LastWrites,
     pub(crate) queue_lines: queue_lines::QueueLines,
+    /// Who reads the items of generators.
+    pub(crate) chunk_readers: chunk_readers::ChunkReaders,
     /// Who looks at the next items of a partition.
     pub(crate) queue_peeks: wakers::Wakers<queues::SpotKey>,
     /// Who waits for room in a partition.
@@ -220,6 +224,7 @@ impl Control {
             app_events: logs::AppEvents::default(),
             last_writes: last_writes::LastWrites::default(),
             queue_lines: queue_lines::QueueLines::default(),
+            chunk_readers: chunk_readers::ChunkReaders::default(),
             queue_peeks: wakers::Wakers::default(),
             queue_room: wakers::Wakers::default(),
             sweep: Notify::new(),

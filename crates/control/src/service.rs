@@ -52,6 +52,7 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         AppRollover => app_rollover,
         AppSetTags => app_set_tags,
         AppStop => app_stop,
+        AuthTokenGet => auth_token_get,
         BlobCreate => blob_create,
         BlobGet => blob_get,
         ClassCreate => class_create,

@@ -12,7 +12,7 @@ mod uploads;
 
 use crate::data_objects::OBJECT_SILENCE_MS_MAX;
 use crate::named::{self, Asked};
-use crate::{Control, names, parse_id, stored};
+use crate::{Control, WORKSPACE, names, parse_id, stored};
 pub(crate) use draft::clean as clean_path;
 use draft::{Draft, Everything, Files};
 use evoke_core::{EnvironmentId, Error, UnixMs, VolumeId};
@@ -283,7 +283,7 @@ fn metadata(row: &VolumeRow) -> api::VolumeMetadata {
         name: row.name.clone().unwrap_or_default(),
         creation_info: Some(api::CreationInfo {
             created_at: row.created_at.as_secs_f64(),
-            ..Default::default()
+            created_by: WORKSPACE.into(),
         }),
     }
 }
