@@ -3,6 +3,7 @@
 import json
 
 from support.client import Client
+from support.server import Server
 from support.waits import wait_until
 
 PROGRAM = """
@@ -154,3 +155,58 @@ def test_the_workspace_tells_of_itself(client: Client) -> None:
         "workspace.py",
     ).ok()
     assert run["name"]
+
+
+def test_an_environment_has_no_more_containers_than_it_may(client: Client, server: Server) -> None:
+    client.modal("environment", "create", "e2e-env-limited").ok()
+    # The client has no verb for it, and sends it where one asks for it by hand.
+    client.script(
+        """
+        from modal._utils.async_utils import synchronizer
+        from modal.client import _Client
+        from modal_proto import api_pb2
+
+        @synchronizer.create_blocking
+        async def limit():
+            request = api_pb2.EnvironmentUpdateRequest(current_name="e2e-env-limited")
+            request.max_concurrent_tasks = 1
+            item = await (await _Client.from_env())._stub.EnvironmentUpdate(request)
+            assert item.max_concurrent_tasks == 1
+
+        limit()
+        """
+    ).ok()
+    client.write(
+        "limited.py",
+        """
+        app = modal.App("limited")
+
+        @app.function()
+        def where(x):
+            time.sleep(0.5)
+            return os.environ["MODAL_TASK_ID"]
+
+        @app.function()
+        def other():
+            return os.environ["MODAL_TASK_ID"]
+        """,
+    )
+    client.modal("deploy", "--env", "e2e-env-limited", "limited.py").ok()
+    run = client.script(
+        """
+        def named(name):
+            return modal.Function.from_name("limited", name, environment_name="e2e-env-limited")
+
+        report("containers", list(named("where").map(range(4))))
+        # The one place is given by the container that is idle.
+        report("other", named("other").remote())
+        call = named("where").spawn(5)
+        call.get()
+        report("call", call.object_id)
+        """
+    ).ok()
+    assert len(set(run["containers"])) == 1
+    assert run["other"] not in run["containers"]
+    reasons = server.explain(run["call"])["reasons"]
+    assert any("max_concurrent_tasks is 1" in reason for reason in reasons), reasons
+    client.modal("environment", "delete", "e2e-env-limited", "--yes").ok()

@@ -128,6 +128,7 @@ impl Definition {
         FunctionConf {
             id,
             app_id: app,
+            environment_id: None,
             definition_id: definition,
             generation,
             autoscaler: self.autoscaler(),

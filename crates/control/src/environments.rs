@@ -3,6 +3,7 @@
 use crate::registry::Environment;
 use crate::{Control, WORKSPACE, blocking, names, stored};
 use evoke_core::{EnvironmentId, Error, QueueId};
+use evoke_engine::Limits;
 use evoke_proto::{CallContext, Code, Status, api};
 use evoke_store::{
     EnvironmentRow, EnvironmentWrite, Grade, SettingWrite, SharedVolumeWrite, VolumeWrite, Write,
@@ -141,6 +142,7 @@ impl Control {
         stored.map_err(|status| if status.code == Code::AlreadyExists { taken(name) } else { status })?;
         tracing::debug!(environment = name, rpc = context.rpc.name, "environment created");
         self.registry.lock().put_environment(environment.clone());
+        self.put_limits(environment.id, limits_of(&environment)).await?;
         Ok(environment)
     }
 
@@ -216,24 +218,43 @@ impl Control {
             check_builder_version(&version)?;
             new.settings.image_builder_version = version;
         }
+        let limit = |asked: Option<i32>, kept| asked.map_or(kept, |max| (max >= 0).then_some(max));
         new.settings.max_concurrent_tasks =
-            request.max_concurrent_tasks.or(new.settings.max_concurrent_tasks);
-        new.settings.max_concurrent_gpus = request.max_concurrent_gpus.or(new.settings.max_concurrent_gpus);
+            limit(request.max_concurrent_tasks, new.settings.max_concurrent_tasks);
+        new.settings.max_concurrent_gpus =
+            limit(request.max_concurrent_gpus, new.settings.max_concurrent_gpus);
         let item = api::EnvironmentListItem {
             name: new.name.clone(),
             webhook_suffix: new.settings.webhook_suffix.clone(),
             created_at: new.created_at.as_secs_f64(),
             environment_id: new.id.to_string(),
+            max_concurrent_tasks: new.settings.max_concurrent_tasks,
+            max_concurrent_gpus: new.settings.max_concurrent_gpus,
             ..Default::default()
         };
         self.commit(&context, vec![self.put_environment(&new)], Grade::Synced, &item).await?;
-        let mut live = self.registry.lock();
-        live.environments.remove(&old.name);
-        for app in live.apps.values_mut().filter(|app| app.row.environment_id == new.id) {
-            app.environment.clone_from(&new.name);
+        let (id, limits) = (new.id, limits_of(&new));
+        {
+            let mut live = self.registry.lock();
+            live.environments.remove(&old.name);
+            for app in live.apps.values_mut().filter(|app| app.row.environment_id == new.id) {
+                app.environment.clone_from(&new.name);
+            }
+            live.put_environment(new);
         }
-        live.put_environment(new);
+        self.put_limits(id, limits).await?;
         Ok(item)
+    }
+
+    /// What each environment may have.
+    pub(crate) fn all_limits(&self) -> Vec<(EnvironmentId, Limits)> {
+        let live = self.registry.lock();
+        live.environments.values().map(|environment| (environment.id, limits_of(environment))).collect()
+    }
+
+    /// The scheduler keeps to these from now on.
+    async fn put_limits(&self, environment: EnvironmentId, limits: Limits) -> Result<(), Status> {
+        self.calls.apply(self, |engine, now| Ok(engine.put_limits(environment, limits, now))).await
     }
 
     pub(crate) async fn environment_delete(
@@ -297,7 +318,7 @@ impl Control {
             self.queue_gone(queue);
         }
         self.sweep.notify_one();
-        Ok(())
+        self.put_limits(environment.id, Limits::default()).await
     }
 
     /// Makes another environment the one that is meant where a client names none.
@@ -313,6 +334,14 @@ impl Control {
         self.commit(&context, vec![default_setting(environment.id)], Grade::Synced, &()).await?;
         self.registry.lock().default = Some(environment.id);
         Ok(())
+    }
+}
+
+fn limits_of(environment: &Environment) -> Limits {
+    let limit = |max: Option<i32>| max.and_then(|max| u32::try_from(max).ok());
+    Limits {
+        containers_max: limit(environment.settings.max_concurrent_tasks),
+        gpus_max: limit(environment.settings.max_concurrent_gpus),
     }
 }
 

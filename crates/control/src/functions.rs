@@ -143,7 +143,8 @@ impl Control {
     /// Gives a function to the scheduler: from now on its calls run.
     pub(crate) async fn make_live(&self, id: FunctionId) -> Result<(), Status> {
         let Some(function) = self.registry.function(id) else { return Ok(()) };
-        self.calls.put_function(self, function.conf()).await
+        let conf = self.registry.lock().scheduled(&function);
+        self.calls.put_function(self, conf).await
     }
 
     pub(crate) async fn function_get(

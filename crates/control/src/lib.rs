@@ -253,6 +253,9 @@ impl Control {
         self.end_cut_off_builds().await?;
         let _ = self.capacity.set((capacity, gpus.clone()));
         self.calls.apply(self, |engine, now| Ok(engine.put_worker(capacity, gpus, now))).await?;
+        for (environment, limits) in self.all_limits() {
+            self.calls.apply(self, |engine, now| Ok(engine.put_limits(environment, limits, now))).await?;
+        }
         for row in self.store.apps().live().await.map_err(stored)? {
             let app = row.id;
             let environment = self.environment_of(&row);

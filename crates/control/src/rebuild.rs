@@ -55,6 +55,9 @@ impl Control {
             steps.extend(
                 me.capacity.get().map(|(capacity, gpus)| fresh.put_worker(*capacity, gpus.clone(), now)),
             );
+            for (environment, limits) in me.all_limits() {
+                steps.push(fresh.put_limits(environment, limits, now));
+            }
             for conf in me.live_confs() {
                 steps.push(fresh.put_function(conf, now));
             }
@@ -82,6 +85,6 @@ impl Control {
         let live = self.registry.lock();
         let stopping = |app| live.apps.get(&app).is_none_or(|app| app.stopping);
         let functions = live.functions.values().filter(|function| !stopping(function.app_id));
-        functions.map(|function| function.conf()).collect()
+        functions.map(|function| live.scheduled(function)).collect()
     }
 }

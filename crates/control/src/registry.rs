@@ -61,7 +61,7 @@ pub struct PinnedVersion {
 const REMOVED_WINDOW_MS: u64 = 1_000;
 
 impl Function {
-    /// The settings that the engine schedules by.
+    /// The settings that the engine schedules by, as far as they are its own.
     pub fn conf(&self) -> FunctionConf {
         let mut conf = self.definition.conf(self.id, self.app_id, self.definition_id, self.generation);
         override_autoscaler(&mut conf.autoscaler, &self.scaling.override_settings.unwrap_or_default());
@@ -161,6 +161,12 @@ impl Live {
     /// Takes an environment in, under its name.
     pub fn put_environment(&mut self, environment: Environment) {
         self.environments.insert(environment.name.clone(), environment);
+    }
+
+    /// The settings that the engine schedules a function by, its environment among them.
+    pub fn scheduled(&self, function: &Function) -> FunctionConf {
+        let environment_id = self.apps.get(&function.app_id).map(|app| app.row.environment_id);
+        FunctionConf { environment_id, ..function.conf() }
     }
 
     /// The deployed app of this name.

@@ -1,6 +1,6 @@
 //! What the engine is told about limits and about functions.
 
-use evoke_core::{AppId, DefinitionId, FunctionId, Gpus, Resources};
+use evoke_core::{AppId, DefinitionId, EnvironmentId, FunctionId, Gpus, Resources};
 pub use evoke_sched::{Autoscaler, RetryPolicy};
 
 /// The engine's bounds, each with a default that suits one machine.
@@ -79,6 +79,8 @@ pub struct FunctionConf {
     pub id: FunctionId,
     /// Its app.
     pub app_id: AppId,
+    /// Its app's environment, whose limits it keeps to; none where that is not known.
+    pub environment_id: Option<EnvironmentId>,
     /// The definition that new containers run.
     pub definition_id: DefinitionId,
     /// Rises when containers must be replaced (a new definition, a rollover).

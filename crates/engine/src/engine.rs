@@ -8,8 +8,8 @@ use crate::pool::{Pool, Task};
 use crate::request::{PoolInfo, TaskInfo};
 use crate::step::{Effect, Step};
 use crate::timers::{Timer, Timers};
-use evoke_core::{AppId, CallId, Entropy, Error, FunctionId, InputId, Result, TaskId, UnixMs};
-use evoke_sched::{Reason, Worker, WorkerCapacity, WorkerId};
+use evoke_core::{AppId, CallId, Entropy, EnvironmentId, Error, FunctionId, InputId, Result, TaskId, UnixMs};
+use evoke_sched::{Limits, Reason, Worker, WorkerCapacity, WorkerId};
 use evoke_store::Grade;
 use evoke_store::calls::{CallWrite, Invocation, Key, keys};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,6 +27,8 @@ pub struct Engine {
     pub(crate) app_tasks: BTreeMap<AppId, u32>,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     pub(crate) devices: Devices,
+    /// What environments may have, for those that have a limit.
+    pub(crate) limits: BTreeMap<EnvironmentId, Limits>,
     pub(crate) timers: Timers,
     pub(crate) cache: Cache,
     /// Calls that are over and still in memory, in the order of their end.
@@ -93,6 +95,7 @@ impl Engine {
             app_tasks: BTreeMap::new(),
             workers: BTreeMap::new(),
             devices: Devices::default(),
+            limits: BTreeMap::new(),
             timers: Timers::default(),
             cache,
             over: VecDeque::new(),
@@ -115,6 +118,19 @@ impl Engine {
             worker.overcommitted += u32::from(task.overcommitted);
         }
         self.workers.insert(capacity.id, worker);
+        self.wake_blocked();
+        self.settle(now, &mut out);
+        out.step(())
+    }
+
+    /// What an environment may have at the same time. Containers that are there already stay.
+    pub fn put_limits(&mut self, environment: EnvironmentId, limits: Limits, now: UnixMs) -> Step<()> {
+        let mut out = Out::new();
+        if limits.is_none() {
+            self.limits.remove(&environment);
+        } else {
+            self.limits.insert(environment, limits);
+        }
         self.wake_blocked();
         self.settle(now, &mut out);
         out.step(())
@@ -227,6 +243,11 @@ impl Engine {
             conf.target_concurrent_inputs
         };
         concurrency.max(1)
+    }
+
+    /// GPUs that containers have.
+    pub fn gpus_held(&self) -> u32 {
+        self.tasks.values().map(|task| task.gpus.len() as u32).sum()
     }
 
     /// Numbers of everything in memory: calls, unfinished inputs, containers.

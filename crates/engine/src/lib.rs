@@ -33,6 +33,7 @@ mod data;
 mod devices;
 mod engine;
 mod explain;
+mod limits;
 mod outputs;
 mod planning;
 mod pool;
@@ -46,7 +47,7 @@ mod timers;
 pub use conf::{Autoscaler, EngineConf, FunctionConf, RetryPolicy};
 pub use devices::Gpu;
 pub use engine::Engine;
-pub use evoke_sched::{WorkerCapacity, WorkerId};
+pub use evoke_sched::{Limited, Limits, WorkerCapacity, WorkerId};
 pub use evoke_store::Grade;
 pub use explain::{Noted, Reason};
 pub use request::{

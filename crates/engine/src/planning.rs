@@ -87,9 +87,17 @@ impl Engine {
     fn start_one(&mut self, function: FunctionId, why: Option<Reason>, now: UnixMs, out: &mut Out) -> bool {
         let Some(pool) = self.pools.get(&function) else { return false };
         let Some(conf) = &pool.conf else { return false };
-        let needs = conf.needs();
+        let (needs, environment) = (conf.needs(), conf.environment_id);
         let waiting = pool.queue.len() as u32;
         let waited_ms = pool.waited_ms(now);
+        let (needs, reached) = self.within_limits(environment, needs);
+        if let Some(reached) = reached.filter(|_| needs.is_empty()) {
+            if waiting > 0 {
+                self.ask_for_a_share(function, environment, &reached, waited_ms, now, out);
+            }
+            self.wait_for_place(function, reached.reason(waiting), now);
+            return false;
+        }
         let fleet: Vec<Worker> = self.workers.values().copied().collect();
         let reason = match place_any(&fleet, &needs) {
             Ok((worker, need)) => {
@@ -118,13 +126,18 @@ impl Engine {
             Err(NoPlace::StartsBusy) => Reason::StartsBusy { waiting },
             Err(NoPlace::NoWorkers) => Reason::NoWorkers { waiting },
         };
+        self.wait_for_place(function, reason, now);
+        false
+    }
+
+    /// A pool has found no place: it looks again when something changes.
+    fn wait_for_place(&mut self, function: FunctionId, why: Reason, now: UnixMs) {
         self.blocked.insert(function);
-        if waiting > 0 {
+        if self.pools.get(&function).is_some_and(|pool| !pool.queue.is_empty()) {
             // Patience runs out with time alone.
             self.timers.at_latest(Timer::Pool(function), now.plus_ms(FAIR_WAIT_MS));
         }
-        self.note_pool(function, reason, now);
-        false
+        self.note_pool(function, why, now);
     }
 
     /// Starts a container as decided; false where its devices are not free after all.
@@ -236,8 +249,18 @@ impl Engine {
         for task in self.tasks.values().filter(|task| !task.is_serving()) {
             leaving.entry(task.worker).or_default().add(&task.resources);
         }
+        let candidates = self.candidates(|other, _| other != function);
+        let rooms =
+            needs.iter().find_map(|need| make_room(fleet, &leaving, need, &candidates, waited_ms, now));
+        for room in rooms.unwrap_or_default() {
+            self.drain_task(room.task, room.why, now, out);
+        }
+    }
+
+    /// Containers of the pools that pass, which may give room to others.
+    pub(crate) fn candidates(&self, passes: impl Fn(FunctionId, &Pool) -> bool) -> Vec<Candidate> {
         let mut candidates = Vec::new();
-        for (other, pool) in self.pools.iter().filter(|(other, _)| **other != function) {
+        for (other, pool) in self.pools.iter().filter(|(other, pool)| passes(**other, pool)) {
             let pool_size = serving(pool, &self.tasks).count() as u32;
             let pool_min = pool.conf.as_ref().map_or(0, |conf| conf.autoscaler.min);
             for task in serving(pool, &self.tasks) {
@@ -254,11 +277,7 @@ impl Engine {
                 });
             }
         }
-        let rooms =
-            needs.iter().find_map(|need| make_room(fleet, &leaving, need, &candidates, waited_ms, now));
-        for room in rooms.unwrap_or_default() {
-            self.drain_task(room.task, room.why, now, out);
-        }
+        candidates
     }
 
     fn note_pool(&mut self, function: FunctionId, why: Reason, now: UnixMs) {

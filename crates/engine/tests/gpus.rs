@@ -4,10 +4,10 @@
 mod support;
 
 use bytes::Bytes;
-use evoke_core::{FunctionId, GpuKind, Gpus, Resources, SeededEntropy, TaskId, UnixMs};
+use evoke_core::{EnvironmentId, FunctionId, GpuKind, Gpus, Resources, SeededEntropy, TaskId, UnixMs};
 use evoke_engine::{
     CallType, ContainerEvent, ContainerExit, Effect, Engine, EngineConf, ExitCause, FunctionConf, Gpu,
-    Invocation, MapRequest, NewInput, Step, WorkerCapacity, WorkerId,
+    Invocation, Limited, Limits, MapRequest, NewInput, Reason, Step, WorkerCapacity, WorkerId,
 };
 use evoke_store::calls;
 use evoke_store::{Db, Write};
@@ -147,6 +147,40 @@ fn what_is_owned_stays_owned_over_a_restart_and_is_given_back_at_the_end() {
     let first = *machine.owned.keys().next().unwrap();
     machine.end(first);
     assert!(!machine.owned.is_empty(), "what waited has its turn");
+}
+
+#[test]
+fn an_environment_keeps_to_its_limits() {
+    let environment = EnvironmentId::from_bits(9);
+    let inside = |n, gpus: &[_]| FunctionConf { environment_id: Some(environment), ..function(n, gpus) };
+    let outside = function(5, &[]);
+    let functions = vec![inside(1, &[]), inside(2, &[(0, 2), (1, 1)]), inside(3, &[(1, 1)]), outside];
+    let mut machine = Machine::new(functions);
+    let limit = |machine: &mut Machine, containers_max, gpus_max| {
+        let step = machine.engine.put_limits(environment, Limits { containers_max, gpus_max }, NOW);
+        machine.take(step);
+    };
+    limit(&mut machine, Some(2), Some(1));
+    // Two of the wanted kind are more than may be had; one of the other is not.
+    machine.call(2);
+    assert_eq!(machine.all(), ["b"]);
+    machine.call(1);
+    machine.call(5);
+    assert_eq!(machine.owned.len(), 3, "the limit is the environment's own");
+    machine.call(3);
+    assert_eq!(machine.owned.len(), 3);
+    let reasons = machine.engine.reasons(FunctionId::from_bits(3));
+    let full = Reason::EnvironmentLimit { of: Limited::Containers, max: 2, taken: 2, waiting: 1 };
+    assert_eq!(reasons.last().unwrap().reason, full);
+    limit(&mut machine, Some(3), Some(1));
+    assert_eq!(machine.owned.len(), 3);
+    let reasons = machine.engine.reasons(FunctionId::from_bits(3));
+    let gpus = Reason::EnvironmentLimit { of: Limited::Gpus, max: 1, taken: 1, waiting: 1 };
+    assert_eq!(reasons.last().unwrap().reason, gpus);
+    let first = machine.owned.iter().find(|(_, gpus)| !gpus.is_empty()).map(|(task, _)| *task).unwrap();
+    limit(&mut machine, None, None);
+    machine.end(first);
+    assert!(machine.all().contains(&"b".to_owned()), "what waited has its turn: {:?}", machine.owned);
 }
 
 #[derive(Debug, Clone)]

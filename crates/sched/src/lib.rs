@@ -6,6 +6,7 @@
 mod autoscaler;
 mod dispatch;
 mod fleet;
+mod limits;
 mod plan;
 mod reason;
 mod room;
@@ -17,6 +18,7 @@ pub use fleet::{
     Amounts, CPU_OVERSUBSCRIPTION_PERCENT, GpuCounts, NoPlace, OVERCOMMIT_PER_CPU, STARTING_PER_CPU, Worker,
     WorkerCapacity, WorkerId, place, place_beyond,
 };
+pub use limits::{Limited, Limits, Reached};
 pub use plan::{IdleContainer, Plan, PoolSnapshot, plan};
 pub use reason::Reason;
 pub use room::{Candidate, FAIR_SLICE_MS, FAIR_WAIT_MS, Room, make_room};

@@ -1,5 +1,6 @@
 //! Why a decision was taken, with the numbers it was taken on.
 
+use crate::limits::Limited;
 use std::fmt;
 
 /// A reason, kept for `evoke explain`.
@@ -26,6 +27,8 @@ pub enum Reason {
     NoWorkers { waiting: u32 },
     /// No place: the machines are full.
     Full { waiting: u32, waited_ms: u64 },
+    /// No place: the environment has as many containers or GPUs as it may, or nearly.
+    EnvironmentLimit { of: Limited, max: u32, taken: u32, waiting: u32 },
     /// No start yet: as many containers are starting as the machines may start at the same time.
     StartsBusy { waiting: u32 },
     /// No machine could ever hold it.
@@ -91,15 +94,14 @@ impl fmt::Display for Reason {
             Reason::Full { waiting, waited_ms } => {
                 write!(f, "{waiting} inputs wait, for {waited_ms} ms, and the machines are full")
             }
+            Reason::EnvironmentLimit { of, max, taken, waiting } => of.say(f, max, taken, waiting),
             Reason::StartsBusy { waiting } => {
                 write!(f, "{waiting} inputs wait; as many containers are starting as may at the same time")
             }
-            Reason::NeverFits { milli_cpu, memory_mib, gpus } => write!(
-                f,
-                "no machine can hold {}.{:03} cores, {memory_mib} MiB and {gpus} GPUs",
-                milli_cpu / 1000,
-                milli_cpu % 1000
-            ),
+            Reason::NeverFits { milli_cpu, memory_mib, gpus } => {
+                let cores = f64::from(milli_cpu) / 1000.0;
+                write!(f, "no machine can hold {cores:.3} cores, {memory_mib} MiB and {gpus} GPUs")
+            }
             Reason::Overcommit { waited_ms } => {
                 write!(f, "started beyond the machine's room: nothing moved for {waited_ms} ms")
             }

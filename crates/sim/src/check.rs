@@ -15,9 +15,17 @@ const ATTEMPTS_MAX: u64 = 100;
 const LONG_TIMEOUT_MS: u64 = 10_000;
 
 impl World {
-    /// No pool has more serving containers than its maximum.
+    /// No pool has more serving containers than its maximum, nor all together more than their environment may.
     pub(crate) fn check_pools(&self) -> Result<(), String> {
         let Some(engine) = &self.engine else { return Ok(()) };
+        let limits = self.script.limits;
+        let (containers, gpus) = (engine.sizes().2, engine.gpus_held());
+        if limits.containers_max.is_some_and(|max| containers > max as usize) {
+            return Err(format!("{containers} containers in an environment with {limits:?}"));
+        }
+        if limits.gpus_max.is_some_and(|max| gpus > max) {
+            return Err(format!("{gpus} GPUs in an environment with {limits:?}"));
+        }
         for function in &self.script.functions {
             let Some(info) = engine.pool_info(function.conf.id) else { continue };
             if let Some(max) = function.conf.autoscaler.max {

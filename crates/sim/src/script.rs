@@ -1,8 +1,10 @@
 //! What one seed consists of: functions, machines, clients and how bad the world is.
 
 use crate::random::Random;
-use evoke_core::{AppId, DefinitionId, FunctionId, GpuKind, Gpus, Resources};
-use evoke_engine::{Autoscaler, EngineConf, FunctionConf, Gpu, RetryPolicy, WorkerCapacity, WorkerId};
+use evoke_core::{AppId, DefinitionId, EnvironmentId, FunctionId, GpuKind, Gpus, Resources};
+use evoke_engine::{
+    Autoscaler, EngineConf, FunctionConf, Gpu, Limits, RetryPolicy, WorkerCapacity, WorkerId,
+};
 
 /// What an input makes its container do; the first byte of its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,8 @@ pub(crate) struct Script {
     pub(crate) conf: EngineConf,
     pub(crate) functions: Vec<SimFunction>,
     pub(crate) workers: Vec<WorkerCapacity>,
+    /// What the environment of all functions may have.
+    pub(crate) limits: Limits,
     /// The GPUs of all machines of this world.
     pub(crate) gpus: Vec<Gpu>,
     /// For each client the function it calls, when it starts, and what it does.
@@ -95,7 +99,9 @@ impl Script {
         let workers = (0..random.between(1, 2)).map(|n| worker(n as u32, random)).collect();
         let clients = (0..random.between(1, 7)).map(|_| client(functions.len(), random)).collect();
         let some = |random: &mut Random, max: u64| if calm { 0 } else { random.between(0, max) };
+        let faults_end_ms = random.between(5_000, 60_000);
         Self {
+            limits: limits(faults_end_ms),
             conf: EngineConf {
                 unfinished_inputs_per_call_max: random.between(4, 40) as usize,
                 outputs_window: random.between(1, 8) as usize,
@@ -110,7 +116,7 @@ impl Script {
             workers,
             gpus: gpus(random),
             clients,
-            faults_end_ms: random.between(5_000, 60_000),
+            faults_end_ms,
             crashes: some(random, 4),
             worker_losses: some(random, 2),
             jumps: some(random, 2),
@@ -131,6 +137,7 @@ fn function(n: u64, calm: bool, random: &mut Random) -> SimFunction {
         conf: FunctionConf {
             id: FunctionId::from_bits(u128::from(n) + 1),
             app_id: AppId::from_bits(1),
+            environment_id: Some(environment()),
             definition_id: DefinitionId::from_bits(u128::from(n) + 1),
             generation: 1,
             autoscaler: Autoscaler {
@@ -182,6 +189,19 @@ fn worker(n: u32, random: &mut Random) -> WorkerCapacity {
     let mut capacity = WorkerCapacity::of(WorkerId(n), total);
     capacity.cpu_oversubscription_percent = random.pick(&[100, 400]);
     capacity
+}
+
+/// The environment of all functions.
+pub(crate) fn environment() -> EnvironmentId {
+    EnvironmentId::from_bits(1)
+}
+
+/// An environment's limits, in some worlds: enough for the neediest function alone.
+fn limits(drawn: u64) -> Limits {
+    Limits {
+        containers_max: (drawn % 4 == 0).then_some(1 + (drawn / 4 % 3) as u32),
+        gpus_max: (drawn % 3 == 0).then_some(2 + (drawn / 3 % 2) as u32),
+    }
 }
 
 fn gpu_need((kind, count): &(u8, u32)) -> Gpus {

@@ -3,6 +3,7 @@
 
 use crate::clients::Request;
 use crate::random::Random;
+use crate::script::environment;
 use crate::world::{Event, World};
 use evoke_core::{CallId, Error, FunctionId, InputId, SeededEntropy, TaskId};
 use evoke_engine::{
@@ -343,6 +344,7 @@ impl World {
         for worker in self.script.workers.iter().filter(|w| !self.lost_workers.contains(&w.id)) {
             steps.push(engine.put_worker(*worker, self.script.gpus.clone(), now));
         }
+        steps.push(engine.put_limits(environment(), self.script.limits, now));
         if !self.app_stopped {
             for function in &self.script.functions {
                 steps.push(engine.put_function(function.conf.clone(), now));

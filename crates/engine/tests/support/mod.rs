@@ -12,6 +12,7 @@ pub fn function(n: u128) -> FunctionConf {
         id: FunctionId::from_bits(n),
         app_id: AppId::from_bits(APP),
         definition_id: DefinitionId::from_bits(n),
+        environment_id: None,
         generation: 1,
         autoscaler: Autoscaler::default(),
         max_concurrent_inputs: 1,
