@@ -146,16 +146,11 @@ impl DirectBody {
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if self.line.is_none() {
-            return Poll::Ready(None);
-        }
-        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Poll::Pending, Some(line)) = (&frame, &mut self.line) {
-            line.drive(cx);
-            frame = Pin::new(&mut self.body).poll_frame(cx);
-            if frame.is_pending() && line.is_ended() {
-                return Poll::Ready(Some(Err(self.broken("its connection ended".to_owned()))));
-            }
+        let Some(line) = &mut self.line else { return Poll::Ready(None) };
+        let body = &mut self.body;
+        let frame = line.drive(cx, |cx| Pin::new(&mut *body).poll_frame(cx));
+        if frame.is_pending() && line.is_ended() {
+            return Poll::Ready(Some(Err(self.broken("its connection ended".to_owned()))));
         }
         match frame {
             Poll::Ready(None) => {

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::bell::Bell;
 use super::body::Sent;
 
 /// How long a server may take to accept a connection, in milliseconds.
@@ -100,6 +101,7 @@ pub(super) fn builder() -> Builder {
 pub(super) struct Line {
     sender: SendRequest<Sent>,
     connection: Connection<TokioIo<Wire>, Sent>,
+    bell: Bell,
     /// The other end closed, or something broke.
     ended: bool,
     /// Whether it has carried a request before.
@@ -120,14 +122,24 @@ impl Line {
     pub(super) async fn to(target: &DirectTarget) -> io::Result<Self> {
         let io = TokioIo::new(Wire::to(target).await?);
         let (sender, connection) = builder().handshake(io).await.map_err(io::Error::other)?;
-        Ok(Self { sender, connection, ended: false, used: false })
+        Ok(Self { sender, connection, bell: Bell::new(), ended: false, used: false })
     }
 
-    /// Moves bytes, as far as there are any to be moved.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.ended && Pin::new(&mut self.connection).poll(cx).is_ready() {
-            self.ended = true;
-        }
+    /// Moves bytes, as far as there are any to be moved, and asks `wanted` for what they made.
+    pub(super) fn drive<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut wanted: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let Self { connection, bell, ended, .. } = self;
+        bell.poll(cx, |cx| {
+            let made = wanted(cx);
+            if made.is_ready() || *ended {
+                return made;
+            }
+            *ended = Pin::new(&mut *connection).poll(cx).is_ready();
+            wanted(cx)
+        })
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -151,16 +163,12 @@ impl Line {
         answering: &mut Answering,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<Incoming>, Unanswered>> {
-        if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
-            return Poll::Ready(answer);
-        }
-        self.drive(cx);
-        answering.as_mut().poll(cx)
+        self.drive(cx, |cx| answering.as_mut().poll(cx))
     }
 
     /// Whether it can carry another request.
     fn is_free(&mut self, cx: &mut Context<'_>) -> bool {
-        self.drive(cx);
+        let _: Poll<()> = self.drive(cx, |_| Poll::Pending);
         !self.ended && self.sender.is_ready()
     }
 }

@@ -1,10 +1,12 @@
 //! Requests that go to a server inside of a container as they are: a reverse proxy.
 //!
+//! - `bell`: keeps a connection's wakes of its own task inside of it.
 //! - `line`: connections, driven by whoever waits for their answer, and those that are kept for the next one.
 //! - `body`: bodies both ways, and when a request is done.
 //! - `parked`: an answer that takes too long, as an exchange that waits for its client to come back.
 //! - `tunnel`: what becomes another protocol.
 
+mod bell;
 mod body;
 mod line;
 mod parked;
