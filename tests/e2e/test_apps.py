@@ -268,6 +268,31 @@ def test_results_names_and_quiet(client: Client, tmp_path: Path) -> None:
     assert any(app["description"] == "called so" for app in listed)
 
 
+def test_a_version_whose_image_is_gone_is_not_gone_back_to(client: Client) -> None:
+    path = client.write(
+        "images.py",
+        """
+        app = modal.App("imageless", image=modal.Image.debian_slim().env({"VERSION": os.environ.get("VERSION", "")}))
+
+        @app.function()
+        def which():
+            return [os.environ["VERSION"], os.environ["MODAL_IMAGE_ID"]]
+        """,
+    )
+    client.modal("deploy", str(path), env={"VERSION": "1"}).ok()
+    look = "report('now', modal.Function.from_name('imageless', 'which').remote())"
+    image = client.script(look).ok()["now"][1]
+    client.modal("deploy", str(path), env={"VERSION": "2"}).ok()
+    client.script(f"import modal.experimental\nmodal.experimental.image_delete({image!r})").ok()
+    refused = client.modal("app", "rollback", "imageless", "v1").failed().flat
+    assert f"the image {image} of its function 'which' is gone" in refused, refused
+    assert client.script(look).ok()["now"][0] == "2"
+    # What is deployed again has its image built again.
+    client.modal("deploy", str(path), env={"VERSION": "1"}).ok()
+    assert client.script(look).ok()["now"][0] == "1"
+    client.modal("app", "stop", "imageless", "--yes").ok()
+
+
 def test_an_interrupt_leaves_nothing_running(client: Client, server: Server) -> None:
     path = client.write(
         "busy.py",
