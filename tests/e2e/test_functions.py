@@ -1,9 +1,11 @@
 """Functions: every way to call one, what comes back, and what happens when it fails, takes long or is cancelled."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from support.client import Client, Run
+from support.server import Server
 
 CALLS = """
 import asyncio
@@ -490,3 +492,35 @@ def test_keyword_classes_with_lifecycle_hooks(client: Client) -> None:
     ).ok()
     assert (run["plain"], run["parametrized"], run["generator"], run["local"]) == (5, 15, [3, 4, 5], 101)
     assert "leaving with 15" in run.output
+
+
+def test_the_servers_memory_does_not_grow_with_payloads(client: Client, server: Server) -> None:
+    path = client.write(
+        "large.py",
+        """
+        app = modal.App("large")
+
+        @app.function(max_containers=1)
+        def same(data):
+            return data
+
+        @app.local_entrypoint()
+        def main():
+            data = os.urandom(200 << 20)
+            report("call", same.remote(data) == data)
+            part = data[: 60 << 20]
+            report("map", [result == part for result in same.map([part] * 2)])
+        """,
+    )
+    process = Path(f"/proc/{server.status()['server_pid']}")
+    # Its peak counts from now on.
+    (process / "clear_refs").write_text("5")
+    before = _memory_mib(process, "VmRSS")
+    run = client.modal("run", str(path)).ok()
+    assert run["call"] is True and run["map"] == [True, True]
+    assert _memory_mib(process, "VmHWM") < before + 100
+
+
+def _memory_mib(process: Path, name: str) -> int:
+    line = next(line for line in (process / "status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) // 1024

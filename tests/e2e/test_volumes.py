@@ -280,6 +280,53 @@ def main():
 """
 
 
+def test_what_leads_out_of_a_volume_is_refused_and_one_that_is_deleted_says_so(client: Client) -> None:
+    run = client.program(
+        """
+        import io
+
+        name = "e2e-refuses"
+        vol = modal.Volume.from_name(name, create_if_missing=True)
+        app = modal.App("refuses")
+
+        @app.function(volumes={"/data": vol})
+        def link():
+            os.symlink("/etc/passwd", "/data/whole")
+            os.symlink("../../../../etc/passwd", "/data/upwards")
+            os.symlink("inside", "/data/fine")
+            vol.commit()
+
+        @app.function(volumes={"/data": vol})
+        def late():
+            modal.Volume.objects.delete(name)
+            with open("/data/new", "w") as file:
+                file.write("new")
+            return attempt(vol.commit)
+
+        def upload(path):
+            with vol.batch_upload(force=True) as batch:
+                batch.put_file(io.BytesIO(b"text"), path)
+
+        @app.local_entrypoint()
+        def main():
+            for path in ("/../up", "a/../../up", "nul\\0"):
+                report("upload", attempt(upload, path))
+            upload("inside")
+            link.remote()
+            for path in ("whole", "upwards"):
+                report("read", attempt(lambda path=path: b"".join(vol.read_file(path)).decode()))
+            report("fine", b"".join(vol.read_file("fine")).decode())
+            report("names", sorted(entry.path for entry in vol.listdir("/")))
+            report("late", late.remote())
+        """
+    ).ok()
+    assert ["InvalidError" in found.get("kinds", []) for found in run.reported("upload")] == [True] * 3
+    assert ["FileNotFoundError" in found.get("kinds", []) for found in run.reported("read")] == [True] * 2
+    assert run["fine"] == "text"
+    assert run["names"] == ["fine", "inside", "upwards", "whole"]
+    assert "may have been deleted" in run["late"]["error"], run["late"]
+
+
 def test_network_file_systems_are_live_and_builds_have_volumes(client: Client) -> None:
     name = f"e2e-{token_hex(4)}"
     path = str(client.write("shared.py", SHARED))
