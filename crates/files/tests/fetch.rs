@@ -18,6 +18,7 @@ fn fetcher(host: &HostEnv) -> Fetcher {
         idle_timeout: quick,
         attempts_max: 3,
         backoff: Duration::from_millis(1),
+        ..Limits::default()
     };
     Fetcher::with_limits(host, limits).unwrap()
 }
@@ -155,4 +156,38 @@ fn wrong_bytes_never_get_the_name() {
         Download { url: &server.url, sha256: Some(ContentHash::of(b"new bits")), ..Download::default() };
     fetcher.download(&what, &target).unwrap();
     assert_eq!(fs::read_to_string(&target).unwrap(), "new bits");
+}
+
+#[test]
+fn a_body_that_trickles_is_given_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/layer", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\nconnection: close\r\n\r\n";
+                let mut sent = std::io::Write::write_all(&mut stream, head);
+                // Never silent for as long as the longest silence that is waited for.
+                while sent.is_ok() {
+                    std::thread::sleep(Duration::from_millis(20));
+                    sent = std::io::Write::write_all(&mut stream, b"x");
+                }
+            });
+        }
+    });
+    let quick = Duration::from_millis(500);
+    let limits = Limits {
+        idle_timeout: quick,
+        slow_window: Duration::from_millis(200),
+        slow_bytes_min: 1_000,
+        attempts_max: 2,
+        backoff: Duration::from_millis(1),
+        ..Limits::default()
+    };
+    let fetcher = Fetcher::with_limits(&HostEnv::default(), limits).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let what = Download { url: &url, length: Some(100_000), ..Download::default() };
+    let error = fetcher.download(&what, &folder.path().join("layer")).unwrap_err();
+    assert!(error.is_unreachable() && error.to_string().contains("bytes in 200ms"), "{error}");
+    assert!(!folder.path().join("layer").exists());
 }

@@ -309,7 +309,13 @@ impl Builder for RuntimeBuilder {
         copied
     }
 
-    async fn unpack(&self, lower: &Root, archive: OwnedFd, commit: &Path) -> Result<LayerSize> {
+    async fn unpack(
+        &self,
+        lower: &Root,
+        archive: OwnedFd,
+        commit: &Path,
+        log: &dyn LogSink,
+    ) -> Result<LayerSize> {
         let lower: Vec<Layer> =
             lower.layers.iter().map(|l| Layer { path: l.path.clone(), owner: Owner::Canonical }).collect();
         let stats = self
@@ -318,7 +324,7 @@ impl Builder for RuntimeBuilder {
             .await
             .map_err(|e| failed("unpack a layer", &e))?;
         for warning in &stats.warnings {
-            tracing::info!(layer = %commit.display(), "{warning}");
+            log.write(LogStream::Stderr, &format!("note: {warning}\n"));
         }
         Ok(LayerSize { bytes: stats.bytes, entries: stats.entries })
     }

@@ -126,8 +126,15 @@ pub trait Builder: Send + Sync {
     async fn run(&self, command: Command, log: &dyn LogSink) -> Result<(CommandEnd, LayerSize)>;
     /// Copies files into a new layer; complaints go to `log`.
     async fn copy(&self, copy: Copy, log: &dyn LogSink) -> Result<LayerSize>;
-    /// Makes a layer of a tar stream; entries stand for what lies above `lower`.
-    async fn unpack(&self, lower: &Root, archive: OwnedFd, commit: &Path) -> Result<LayerSize>;
+    /// Makes a layer of a tar stream; entries stand for what lies above `lower`. What was left out of it goes to
+    /// `log`.
+    async fn unpack(
+        &self,
+        lower: &Root,
+        archive: OwnedFd,
+        commit: &Path,
+        log: &dyn LogSink,
+    ) -> Result<LayerSize>;
     /// Removes a layer's tree, if it is there.
     async fn remove(&self, layer: &Path) -> Result<()>;
 }

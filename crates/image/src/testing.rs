@@ -107,7 +107,7 @@ impl Builder for FakeBuilder {
         Ok(LayerSize::default())
     }
 
-    async fn unpack(&self, _: &Root, archive: OwnedFd, commit: &Path) -> Result<LayerSize> {
+    async fn unpack(&self, _: &Root, archive: OwnedFd, commit: &Path, _: &dyn LogSink) -> Result<LayerSize> {
         let commit = commit.to_owned();
         let unpack = move || {
             make(&commit)?;

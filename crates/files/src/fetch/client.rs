@@ -38,6 +38,10 @@ pub struct Limits {
     pub answer_timeout: Duration,
     /// The longest silence inside a body.
     pub idle_timeout: Duration,
+    /// A body that gives less than [`Self::slow_bytes_min`] in this time is given up as one that broke.
+    pub slow_window: Duration,
+    /// See [`Self::slow_window`].
+    pub slow_bytes_min: u64,
     /// Attempts in all, the first included.
     pub attempts_max: u32,
     /// The wait before the second attempt; it doubles with each further one.
@@ -50,6 +54,8 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(15),
             answer_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
+            slow_window: Duration::from_secs(60),
+            slow_bytes_min: 64 * 1024,
             attempts_max: 4,
             backoff: Duration::from_millis(300),
         }

@@ -1,12 +1,13 @@
 //! A body into a file: resumed where the connection broke, checked before it gets its name.
 
-use super::{FetchError, Fetcher, Reply, redact_url};
+use super::{FetchError, Fetcher, Limits, Reply, redact_url};
 use crate::{ContentHash, content_hash::COPY_BUFFER_BYTES, io_failure::IoContext};
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 /// Called as bytes arrive: how many there are, and how many there will be where the server said.
@@ -45,6 +46,8 @@ struct Partial {
     file: File,
     hasher: Sha256,
     length: u64,
+    /// It was given up for its slowness.
+    slow: bool,
     /// The version of the content that the bytes so far belong to.
     tag: Option<String>,
 }
@@ -91,7 +94,8 @@ impl Fetcher {
             match self.fill_once(what, partial) {
                 Err(FetchError::Unreachable { url, reason }) => {
                     // Progress resets the count: a long download over a bad line is not given up early.
-                    failures = if partial.length > before { 1 } else { failures + 1 };
+                    let progress = partial.length > before && !std::mem::take(&mut partial.slow);
+                    failures = if progress { 1 } else { failures + 1 };
                     if failures >= self.limits().attempts_max {
                         return Err(FetchError::Unreachable { url, reason });
                     }
@@ -128,7 +132,7 @@ impl Fetcher {
         }
         // A weak tag does not promise the same bytes.
         partial.tag = reply.header("etag").filter(|tag| tag.starts_with('"')).map(str::to_owned);
-        partial.append(reply, what)
+        partial.append(reply, what, self.limits())
     }
 }
 
@@ -146,7 +150,7 @@ impl Partial {
         loop {
             let n = file.read(&mut buffer).during("read", &path)?;
             if n == 0 {
-                return Ok(Self { path, file, hasher, length, tag: None });
+                return Ok(Self { path, file, hasher, length, slow: false, tag: None });
             }
             hasher.update(&buffer[..n]);
             length += n as u64;
@@ -162,15 +166,24 @@ impl Partial {
         Ok(())
     }
 
-    fn append(&mut self, mut reply: Reply, what: &Download<'_>) -> Result<(), FetchError> {
+    fn append(&mut self, mut reply: Reply, what: &Download<'_>, limits: &Limits) -> Result<(), FetchError> {
         let rest: Option<u64> = reply.header("content-length").and_then(|v| v.parse().ok());
         let whole = what.length.or(rest.map(|n| n + self.length));
         let broken = |reason: String| FetchError::Unreachable { url: redact_url(what.url), reason };
         let mut buffer = vec![0; COPY_BUFFER_BYTES];
+        let (mut since, mut at_start) = (Instant::now(), self.length);
         loop {
             let n = reply.read(&mut buffer).map_err(|e| broken(e.to_string()))?;
             if n == 0 {
                 break;
+            }
+            if since.elapsed() >= limits.slow_window {
+                let given = self.length - at_start;
+                if given < limits.slow_bytes_min {
+                    self.slow = true;
+                    return Err(broken(format!("it gave {given} bytes in {:?}", limits.slow_window)));
+                }
+                (since, at_start) = (Instant::now(), self.length);
             }
             self.file.write_all(&buffer[..n]).during("write", &self.path)?;
             self.hasher.update(&buffer[..n]);

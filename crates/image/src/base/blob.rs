@@ -1,5 +1,6 @@
 //! Compressed layers to plain tar streams in a pipe.
 
+use super::room::Room;
 use crate::error::{ImageError, Result};
 use std::io::{BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -108,11 +109,14 @@ impl<R: Read> Read for Zstd<R> {
     }
 }
 
+/// The end of a pipe to read from, and the thread that writes into it.
+pub(crate) type Piped = (OwnedFd, JoinHandle<Result<()>>);
+
 /// Starts a thread that writes a stream into a pipe; gives the pipe's end to read from.
 pub(crate) fn pipe_through(
     what: String,
     work: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
-) -> Result<(OwnedFd, JoinHandle<Result<()>>)> {
+) -> Result<Piped> {
     let (read, write) = crate::container::plain_pipe()?;
     let task = tokio::task::spawn_blocking(move || {
         let mut write = std::io::BufWriter::with_capacity(CHUNK, std::fs::File::from(write));
@@ -122,8 +126,9 @@ pub(crate) fn pipe_through(
     Ok((read, task))
 }
 
-/// Copies a stream; a reader that went away is an error of its own.
-pub(crate) fn copy(what: &str, from: &mut dyn Read, to: &mut dyn Write) -> Result<()> {
+/// Copies a stream that is unpacked onto a disk as long as that has room; a reader that went away is an error of
+/// its own.
+pub(crate) fn copy(what: &str, from: &mut dyn Read, to: &mut dyn Write, mut room: Room) -> Result<()> {
     let mut buffer = vec![0u8; CHUNK];
     loop {
         let n = match from.read(&mut buffer) {
@@ -132,6 +137,7 @@ pub(crate) fn copy(what: &str, from: &mut dyn Read, to: &mut dyn Write) -> Resul
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(ImageError::malformed(what, e)),
         };
+        room.take(what, n as u64)?;
         to.write_all(&buffer[..n]).map_err(|e| ImageError::builder(format!("unpack {what}"), e))?;
     }
 }
@@ -144,7 +150,14 @@ pub(crate) async fn settle<T>(unpacked: Result<T>, writer: JoinHandle<Result<()>
     };
     match (unpacked, written) {
         (Ok(value), Ok(())) => Ok(value),
-        (_, Err(error @ (ImageError::Malformed { .. } | ImageError::Digest { .. }))) => Err(error),
+        (
+            _,
+            Err(
+                error @ (ImageError::Malformed { .. }
+                | ImageError::Digest { .. }
+                | ImageError::Io { full: true, .. }),
+            ),
+        ) => Err(error),
         (Err(error), _) | (_, Err(error)) => Err(error),
     }
 }

@@ -89,14 +89,14 @@ impl Bases {
                 continue;
             }
             say(log, format!("Using this machine's own Python {major}.{minor}.{patch} ({})", path.display()));
-            return Ok(self.host_image(&interpreter).await?);
+            return Ok(self.host_image(&interpreter, log).await?);
         }
         let (major, minor) = wanted.unwrap_or((3, 0));
         let message = format!("Python {major}.{minor} is asked for, and {}", seen.join("; "));
         Err(Miss::Failed(ImageError::malformed("this machine", message)))
     }
 
-    async fn host_image(&self, interpreter: &Interpreter) -> Result<ImageSpec> {
+    async fn host_image(&self, interpreter: &Interpreter, log: &dyn LogSink) -> Result<ImageSpec> {
         let (binds, links) = view(&self.config.host, interpreter)?;
         let files = etc_files(Path::new("/"));
         let (major, minor, patch) = interpreter.version;
@@ -110,12 +110,11 @@ impl Bases {
             Some(layer) => layer,
             None => {
                 let (interpreter, links) = (interpreter.clone(), links.clone());
-                let (pipe, writer) = blob::pipe_through("the host layer".into(), move |out| {
+                let piped = blob::pipe_through("the host layer".into(), move |out| {
                     write_layer(&interpreter, &links, &files, out)
                 })?;
-                let unpacked =
-                    self.tools.unpack(&Root::default(), pipe, &key, "a view of this machine".into()).await;
-                blob::settle(unpacked, writer).await?
+                let origin = "a view of this machine".to_owned();
+                self.tools.unpack(&Root::default(), piped, &key, origin, log).await?
             }
         };
         let mut image = ImageSpec {

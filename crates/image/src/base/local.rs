@@ -2,6 +2,7 @@
 
 use super::manifest::{self, Descriptor, Either, Manifest};
 use super::registry::chain;
+use super::room::Room;
 use super::{Bases, Found, Miss, Reference, blob, blocking};
 use crate::digest::sha256;
 use crate::error::{ImageError, Result};
@@ -57,7 +58,7 @@ impl Bases {
                 Ok(Some((store, located))) => {
                     say(log, format!("Using {reference} from {}", path.display()));
                     let mut image = located.image;
-                    image.layers = self.unpack_local(store, located.layers, reference).await?;
+                    image.layers = self.unpack_local(store, located.layers, reference, log).await?;
                     image.provenance.push(format!("{reference} from {}", path.display()));
                     return Ok(image);
                 }
@@ -76,6 +77,7 @@ impl Bases {
         store: Arc<Store>,
         located: Vec<LocatedLayer>,
         reference: &Reference,
+        log: &dyn LogSink,
     ) -> Result<Vec<LayerRef>> {
         let mut layers: Vec<LayerRef> = Vec::new();
         for layer in located {
@@ -86,16 +88,16 @@ impl Bases {
             }
             let what = format!("{reference} {}", layer.name);
             let (name, store) = (what.clone(), store.clone());
-            let (pipe, writer) = blob::pipe_through(what.clone(), move |out| {
+            let room = Room::on_disk_of(&self.tools.layers);
+            let piped = blob::pipe_through(what.clone(), move |out| {
                 if let Some(digest) = &layer.digest {
                     store.verify(&layer.name, digest)?;
                 }
                 let mut plain = blob::decompress(&name, store.reader(&layer.name)?)?;
-                blob::copy(&name, &mut plain, out)
+                blob::copy(&name, &mut plain, out, room)
             })?;
             let lower = Root { layers: layers.clone(), host_binds: Vec::new() };
-            let unpacked = self.tools.unpack(&lower, pipe, &key, what).await;
-            layers.push(blob::settle(unpacked, writer).await?);
+            layers.push(self.tools.unpack(&lower, piped, &key, what, log).await?);
         }
         Ok(layers)
     }

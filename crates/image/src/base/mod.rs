@@ -2,6 +2,7 @@
 //! that lists each attempt and the mend.
 
 mod blob;
+use blob::Piped;
 pub(crate) use blob::{decompress, pipe_through, settle};
 pub mod debian;
 mod host;
@@ -9,6 +10,7 @@ mod local;
 mod manifest;
 mod reference;
 mod registry;
+mod room;
 mod uv;
 
 pub use host::{HostConfig, find_interpreters};
@@ -25,7 +27,6 @@ use evoke_core::Clock;
 use evoke_files::fetch::Fetcher;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -196,6 +197,8 @@ impl Bases {
                 {
                     return Err(error);
                 }
+                // Elsewhere it is as large.
+                Err(Miss::Failed(error @ ImageError::Io { full: true, .. })) => return Err(error),
                 Err(Miss::Failed(error)) => {
                     say(log, format!("{name}: {error}"));
                     refused |= matches!(error, ImageError::Denied { .. });
@@ -275,19 +278,29 @@ impl BaseTools {
         })
     }
 
-    /// Makes a layer of a tar stream, in place of what an interrupted attempt left.
+    /// Makes a layer of what is written into a pipe, in place of what an interrupted attempt left.
     pub(crate) async fn unpack(
         &self,
         lower: &Root,
-        archive: OwnedFd,
+        (archive, writer): Piped,
         digest: &str,
         origin: String,
+        log: &dyn LogSink,
     ) -> Result<LayerRef> {
         let start = self.clock.now();
         let path = self.layers.join(digest);
         self.clear(&path).await?;
-        let size = self.builder.unpack(lower, archive, &path).await?;
-        self.remember(digest, origin, size, self.clock.now().since(start)).await
+        let unpacked = self.builder.unpack(lower, archive, &path, log).await;
+        match settle(unpacked, writer).await {
+            Ok(size) => self.remember(digest, origin, size, self.clock.now().since(start)).await,
+            Err(error) => {
+                // What wrote the stream may have failed at its very end, when the layer was there already.
+                if let Err(left) = self.clear(&path).await {
+                    tracing::warn!(error = %left, "a layer that failed could not be removed yet");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Removes what an interrupted attempt left at a layer's place, which is about to be filled anew.

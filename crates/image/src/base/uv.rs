@@ -56,7 +56,7 @@ impl Bases {
         say(log, format!("Taking uv from {}", wheel.name));
         let fetcher = self.tools.fetcher.clone();
         let origin = wheel.name.clone();
-        let (pipe, writer) = blob::pipe_through(origin.clone(), move |out| {
+        let piped = blob::pipe_through(origin.clone(), move |out| {
             let bytes = fetcher.get_bytes(&wheel.url, &[], WHEEL_MAX)?;
             if let Some(expected) = &wheel.sha256 {
                 let got = sha256(&bytes);
@@ -66,8 +66,7 @@ impl Bases {
             }
             write_tar(&wheel.name, bytes, out)
         })?;
-        let unpacked = self.tools.unpack(&Root::default(), pipe, &key, origin).await;
-        image.layers.push(blob::settle(unpacked, writer).await?);
+        image.layers.push(self.tools.unpack(&Root::default(), piped, &key, origin, log).await?);
         Ok(image)
     }
 }

@@ -178,6 +178,6 @@ pub(super) async fn extract(
         }
         tree.finish()
     })?;
-    let unpacked = tools.base.builder.unpack(&step.onto, pipe, commit).await;
+    let unpacked = tools.base.builder.unpack(&step.onto, pipe, commit, &crate::log::NoLog).await;
     settle(unpacked, writer).await
 }

@@ -103,7 +103,7 @@ impl Builder for ChrootBuilder {
         Ok(size_of(&copy.commit))
     }
 
-    async fn unpack(&self, _: &Root, archive: OwnedFd, commit: &Path) -> Result<LayerSize> {
+    async fn unpack(&self, _: &Root, archive: OwnedFd, commit: &Path, _: &dyn LogSink) -> Result<LayerSize> {
         std::fs::create_dir(commit).map_err(|e| failed("unpack", e))?;
         let mut tar = Process::new("tar");
         tar.args(["-x", "-p", "--numeric-owner", "-C"]).arg(commit).stdin(Stdio::from(archive));

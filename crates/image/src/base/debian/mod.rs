@@ -90,13 +90,11 @@ impl Bases {
         let folder = self.tools.download_folder("debian")?;
         let arrivals = Arrivals::new(selection.packages.len());
         let taker = Taker(arrivals.clone());
-        let (pipe, writer) =
+        let piped =
             blob::pipe_through("the Debian layer".into(), move |out| assemble::write(taker, &extra, out))?;
         let origin = format!("{} packages of Debian {}", selection.packages.len(), selection.codename);
-        let unpack = async {
-            let unpacked = self.tools.unpack(&Root::default(), pipe, &key, origin).await;
-            blob::settle(unpacked, writer).await
-        };
+        let lower = Root::default();
+        let unpack = self.tools.unpack(&lower, piped, &key, origin, log);
         let (fetched, layer) = tokio::join!(self.download(selection, &folder, arrivals, log), unpack);
         fetched?;
         let layer = layer?;

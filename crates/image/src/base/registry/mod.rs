@@ -1,5 +1,6 @@
 //! Images from registries by the OCI distribution protocol: mirrors first, then the registry itself.
 
+mod arriving;
 mod ecr;
 mod login;
 mod repository;
@@ -9,16 +10,18 @@ pub use ecr::AwsKeys;
 pub use login::{Credentials, Login, LoginKind};
 
 use super::manifest::{self, Manifest};
+use super::room::Room;
 use super::{BaseTools, Bases, DOCKER_HUB, Found, Miss, Reference, blob, blocking};
 use crate::digest::Hasher;
 use crate::error::{ImageError, Result};
 use crate::log::{LogSink, say};
 use crate::spec::{ImageSpec, LayerRef};
 use crate::steps::Root;
+use arriving::Arrival;
 use repository::Repository;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes of a manifest or configuration at most.
@@ -64,6 +67,8 @@ impl Bases {
             };
             match pulled {
                 Ok(image) => return Ok(image),
+                // Elsewhere it is as large.
+                Err(error @ ImageError::Io { full: true, .. }) => return Err(Miss::Failed(error)),
                 Err(error) => failures.push(error),
             }
         }
@@ -164,6 +169,7 @@ async fn pull(
             bytes / 1_000_000
         ),
     );
+    Room::on_disk_of(&tools.layers).needs(&format!("{reference}"), bytes)?;
     image.layers = fetch_layers(tools, &repository, &manifest, reference, log).await?;
     image.provenance.push(format!("{reference} from {base}"));
     Ok(image)
@@ -207,43 +213,93 @@ async fn fetch_layers(
             owner: crate::spec::LayerOwner::Canonical,
         };
         unknown.push(placeholder);
-        let (remote, permits, folder) = (repository.clone(), permits.clone(), folder.clone());
-        let layer = descriptor.clone();
+        let target = folder.join(manifest::check_digest(&reference.to_string(), &descriptor.digest)?);
+        let arrival = Arrival::new(&target);
+        let (remote, permits) = (repository.clone(), permits.clone());
+        let (layer, file, told, ending) =
+            (descriptor.clone(), target.clone(), arrival.clone(), arrival.ending());
         let download = async move {
             let _permit = permits.acquire().await.map_err(|e| ImageError::builder("download a layer", e))?;
-            blocking("download a layer", move || remote.layer(&layer, &folder)).await
+            blocking("download a layer", move || {
+                remote.layer(&layer, &file, &|there, _| told.tell(there))?;
+                ending.right();
+                Ok(())
+            })
+            .await
         };
-        downloads.push((key, descriptor.digest.clone(), spawn(download)));
+        let name = format!("{reference} {}", descriptor.digest);
+        downloads.push((key, name, Arriving { target, arrival, download: spawn(download) }));
     }
-    for (key, digest, download) in downloads {
-        let file = download.join().await?;
+    for (key, name, arriving) in downloads {
         let layer = match tools.layer(&key).await? {
-            Some(layer) => layer,
-            None => unpack_file(tools, &layers, &file, &key, &format!("{reference} {digest}")).await?,
+            Some(layer) => {
+                arriving.download.join().await?;
+                remove(&arriving.target)?;
+                layer
+            }
+            None => arriving.unpack(tools, &layers, &key, &name, log).await?,
         };
         layers.push(layer);
-        std::fs::remove_file(&file).map_err(|e| ImageError::io("remove", &file, &e))?;
+        let digest = name.rsplit(' ').next().unwrap_or_default();
         say(log, format!("  {} done", &digest[..19.min(digest.len())]));
     }
     Ok(layers)
 }
 
-async fn unpack_file(
+/// A layer on its way.
+struct Arriving {
+    target: PathBuf,
+    arrival: Arrival,
+    download: Task<()>,
+}
+
+impl Arriving {
+    /// Unpacks it while it arrives. The layer is remembered only once all of it was found right.
+    async fn unpack(
+        self,
+        tools: &BaseTools,
+        below: &[LayerRef],
+        key: &str,
+        name: &str,
+        log: &dyn LogSink,
+    ) -> Result<LayerRef> {
+        let unpacked = unpack_from(tools, below, self.arrival.reader(), key, name, log).await;
+        // Why the download failed says more than that its unpacking did.
+        self.download.join().await?;
+        let unpacked = match unpacked {
+            Err(_) if self.arrival.was_begun_anew() => {
+                let whole = Arrival::new(&self.target);
+                whole.ending().right();
+                unpack_from(tools, below, whole.reader(), key, name, log).await
+            }
+            other => other,
+        };
+        remove(&self.target)?;
+        unpacked
+    }
+}
+
+async fn unpack_from(
     tools: &BaseTools,
     below: &[LayerRef],
-    file: &Path,
+    archive: arriving::Reader,
     key: &str,
     what: &str,
+    log: &dyn LogSink,
 ) -> Result<LayerRef> {
-    let opened = std::fs::File::open(file).map_err(|e| ImageError::io("open", file, &e))?;
     let name = what.to_owned();
-    let (pipe, writer) = blob::pipe_through(name.clone(), move |out| {
-        let mut plain = blob::decompress(&name, opened)?;
-        blob::copy(&name, &mut plain, out)
+    let room = Room::on_disk_of(&tools.layers);
+    let piped = blob::pipe_through(name.clone(), move |out| {
+        let mut plain = blob::decompress(&name, archive)?;
+        blob::copy(&name, &mut plain, out, room)
     })?;
     let lower = Root { layers: below.to_vec(), host_binds: Vec::new() };
-    let unpacked = tools.unpack(&lower, pipe, key, what.to_owned()).await;
-    blob::settle(unpacked, writer).await
+    tools.unpack(&lower, piped, key, what.to_owned(), log).await
+}
+
+/// Removes an archive that is not needed any more.
+fn remove(file: &Path) -> Result<()> {
+    std::fs::remove_file(file).map_err(|e| ImageError::io("remove", file, &e))
 }
 
 /// A task that ends with its handle.

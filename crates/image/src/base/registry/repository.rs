@@ -7,10 +7,10 @@ use crate::digest::sha256;
 use crate::error::{ImageError, Result};
 use base64::Engine as _;
 use evoke_files::ContentHash;
-use evoke_files::fetch::{Download, FetchError, Fetcher, Reply, redact_url};
+use evoke_files::fetch::{Download, FetchError, Fetcher, Progress, Reply, redact_url};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// A repository at one address.
@@ -216,9 +216,8 @@ impl Repository {
     }
 
     /// Brings a layer to a file, resumed where it stopped, checked against its size and digest.
-    pub(super) fn layer(&self, layer: &Descriptor, folder: &Path) -> Result<PathBuf> {
+    pub(super) fn layer(&self, layer: &Descriptor, target: &Path, progress: Progress<'_>) -> Result<()> {
         let hex = manifest::check_digest(&self.url, &layer.digest)?;
-        let target = folder.join(hex);
         let url = format!("{}/blobs/{}", self.url, layer.digest);
         let hash: ContentHash = hex.parse().map_err(|_| ImageError::malformed(&url, "not a digest"))?;
         let fetch = || {
@@ -231,9 +230,9 @@ impl Repository {
                 sha256: Some(hash),
                 length: Some(layer.size),
                 passing: true,
-                progress: None,
+                progress: Some(progress),
             };
-            self.fetcher.download(&download, &target)
+            self.fetcher.download(&download, target)
         };
         match fetch() {
             // The token of the manifest has ended, or is for manifests alone. What is there of the layer stays.
@@ -253,7 +252,7 @@ impl Repository {
             Err(FetchError::Status { status: 403, .. }) => return Err(self.denied(&url, 403)),
             other => other?,
         };
-        Ok(target)
+        Ok(())
     }
 }
 

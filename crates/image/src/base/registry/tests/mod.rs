@@ -232,6 +232,38 @@ async fn says_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn an_image_that_the_disk_has_no_room_for_is_refused_before_it_is_downloaded() {
+    let mut content = content("1");
+    let path = content.keys().find(|path| path.starts_with("manifests/sha256")).unwrap().clone();
+    let manifest = String::from_utf8(content.remove(&path).unwrap()).unwrap();
+    let (before, after) = manifest.split_once("\"layers\":[").unwrap();
+    let sizes: Vec<&str> = after.split("\"size\":").collect();
+    let changed = format!(
+        "{before}\"layers\":[{}\"size\":{}{}",
+        sizes[0],
+        u64::MAX >> 2,
+        &sizes[1][sizes[1].find('}').unwrap()..]
+    );
+    let changed =
+        format!("{changed}{}", sizes[2..].iter().map(|s| format!("\"size\":{s}")).collect::<String>());
+    let index = format!(r#"{{"manifests":[{{"digest":"{}","size":1}}]}}"#, digest(changed.as_bytes()));
+    content.insert(format!("manifests/{}", digest(changed.as_bytes())), changed.into_bytes());
+    content.insert("manifests/1".to_owned(), index.into_bytes());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let address = serve(move |request| {
+        seen.lock().unwrap().push(request.path.clone());
+        answer(&content, "a", request)
+    });
+    let world = world(RegistryConfig::default());
+    let error = world.get(&format!("{address}/a:1")).await.unwrap_err();
+    assert!(error.to_string().contains("evoke image prune"), "{error}");
+    assert_eq!(error.to_core().code, evoke_core::ErrorCode::ResourceExhausted);
+    assert_eq!(world.files(), 0);
+    assert_eq!(asked.lock().unwrap().len(), 3, "index, manifest and configuration");
+}
+
+#[tokio::test]
 async fn reads_layouts_and_archives() {
     let folder = tempfile::tempdir().unwrap();
     let layout = folder.path().join("layout");
