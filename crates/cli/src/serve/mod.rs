@@ -210,8 +210,13 @@ async fn rooms(
     bases.host.never.push(data.path().to_path_buf());
     let surveys = Surveys::new(base.index.clone(), steps.clone());
     let contexts = Arc::new(images::Contexts::default());
-    let tools =
-        BuildTools { base, context: contexts.clone(), staging: inside("spool/staging"), steps_at_once };
+    let tools = BuildTools {
+        base,
+        context: contexts.clone(),
+        staging: inside("spool/staging"),
+        caches: inside("caches"),
+        steps_at_once,
+    };
     let index = PackageIndex::new(fetcher.clone(), IndexConfig::of_host(&launch.host_env));
     let of_client = evoke_files::bundles::Bundles::open(&inside("bundles"), &launch.host_env, index)?;
     let bytecode = bytecode::Bytecode::new(steps, layers.clone(), of_client.clone(), uid, gid);
