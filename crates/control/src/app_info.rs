@@ -95,16 +95,18 @@ impl Control {
 
     pub(crate) async fn app_get_layout(
         self: Arc<Self>,
-        _context: CallContext,
+        context: CallContext,
         request: api::AppGetLayoutRequest,
     ) -> Result<api::AppGetLayoutResponse, Status> {
         let app = self.app(&request.app_id)?;
-        Ok(api::AppGetLayoutResponse { app_layout: Some(self.layout(&app.functions, &app.classes)) })
+        let layout = self.layout(&context.origin, &app.functions, &app.classes);
+        Ok(api::AppGetLayoutResponse { app_layout: Some(layout) })
     }
 
     /// A layout as clients and containers get it: ids by tag, and the metadata of each object.
     pub(crate) fn layout(
         &self,
+        origin: &str,
         functions: &BTreeMap<String, FunctionId>,
         classes: &BTreeMap<String, ClassId>,
     ) -> api::AppLayout {
@@ -116,7 +118,8 @@ impl Control {
         };
         let found = functions.values().filter_map(|id| live.functions.get(id));
         let of_functions = found.map(|function| {
-            object(function.id.to_string(), Metadata::FunctionHandleMetadata(function.metadata.clone()))
+            let metadata = self.handle(&live, origin, function);
+            object(function.id.to_string(), Metadata::FunctionHandleMetadata(metadata))
         });
         let found = classes.values().filter_map(|id| Some((id, live.classes.get(id)?)));
         let of_classes = found

@@ -193,6 +193,7 @@ impl Control {
         let objects = evoke_store::ObjectWrite::DeleteOfApp { app_id: id };
         self.submit(vec![write.into(), secrets.into(), objects.into()], Grade::Synced).await?;
         self.registry.lock().forget(id);
+        self.sync_web().await;
         self.app_events.changed(id);
         Ok(())
     }

@@ -166,9 +166,8 @@ impl Definition {
     /// What the definition asks for and this server does not do yet, in words for its author.
     pub fn ignored(&self) -> Vec<&'static str> {
         let function = &self.function;
-        let web = function.webhook_config.is_some() || function.http_config.is_some();
         let all = [
-            (web, "web endpoints are not served by this Evoke version; the function gets no URL"),
+            (function.http_config.is_some(), "servers (@app.server) are not served by this Evoke version"),
             (function.proxy_id.is_some(), "proxy= is not served by this Evoke version"),
         ];
         all.into_iter().filter(|(asked, _)| *asked).map(|(_, text)| text).collect()

@@ -14,7 +14,7 @@ use std::sync::Arc;
 impl Control {
     pub(crate) async fn function_precreate(
         self: Arc<Self>,
-        _context: CallContext,
+        context: CallContext,
         request: api::FunctionPrecreateRequest,
     ) -> Result<api::FunctionPrecreateResponse, Status> {
         let app = self.running_app(&request.app_id)?;
@@ -22,8 +22,15 @@ impl Control {
             "" => FunctionId::new(self.now(), &mut *self.entropy()),
             existing => parse_id(existing)?,
         };
-        let handle_metadata = Some(precreated_metadata(app.row.id, &request));
-        Ok(api::FunctionPrecreateResponse { function_id: id.to_string(), handle_metadata })
+        let mut metadata = precreated_metadata(app.row.id, &request);
+        let mut announced = api::Function {
+            function_name: request.function_name,
+            webhook_config: request.webhook_config,
+            method_definitions: request.method_definitions,
+            ..Default::default()
+        };
+        self.show_urls(&context.origin, &app, id, &mut metadata, &mut announced).await?;
+        Ok(api::FunctionPrecreateResponse { function_id: id.to_string(), handle_metadata: Some(metadata) })
     }
 
     pub(crate) async fn function_create(
@@ -47,10 +54,12 @@ impl Control {
         }
         let definition_id = DefinitionId::new(now, &mut *self.entropy());
         let metadata = definition.metadata(app.row.id, definition_id);
+        let (mut shown, mut shown_metadata) = (definition.function.clone(), metadata.clone());
+        self.show_urls(&context.origin, &app, id, &mut shown_metadata, &mut shown).await?;
         let reply = api::FunctionCreateResponse {
             function_id: id.to_string(),
-            function: Some(definition.function.clone()),
-            handle_metadata: Some(metadata.clone()),
+            function: Some(shown),
+            handle_metadata: Some(shown_metadata),
             function_data: Some(definition.data.clone()),
             ..Default::default()
         };
@@ -149,7 +158,7 @@ impl Control {
 
     pub(crate) async fn function_get(
         self: Arc<Self>,
-        _context: CallContext,
+        context: CallContext,
         request: api::FunctionGetRequest,
     ) -> Result<api::FunctionGetResponse, Status> {
         let tag = request.object_tag.as_str();
@@ -167,23 +176,25 @@ impl Control {
             Some(version) => self.pin(id, &version).await?,
             None => self.function(&id.to_string())?,
         };
+        let live = self.registry.lock();
         Ok(api::FunctionGetResponse {
             function_id: function.id.to_string(),
-            handle_metadata: Some(function.metadata.clone()),
-            function: Some(function.definition.data.clone()),
+            handle_metadata: Some(self.handle(&live, &context.origin, &function)),
+            function: Some(self.data_with_urls(&live, &context.origin, &function)),
             ..Default::default()
         })
     }
 
     pub(crate) async fn function_get_by_id(
         self: Arc<Self>,
-        _context: CallContext,
+        context: CallContext,
         request: api::FunctionGetByIdRequest,
     ) -> Result<api::FunctionGetByIdResponse, Status> {
         let function = self.function(&request.function_id)?;
+        let live = self.registry.lock();
         Ok(api::FunctionGetByIdResponse {
-            function: Some(function.definition.data.clone()),
-            handle_metadata: Some(function.metadata.clone()),
+            function: Some(self.data_with_urls(&live, &context.origin, &function)),
+            handle_metadata: Some(self.handle(&live, &context.origin, &function)),
         })
     }
 

@@ -313,6 +313,9 @@ impl Control {
             api::function_call_get_data_request::CallInfo::FunctionCallId(id) => id,
             api::function_call_get_data_request::CallInfo::AttemptToken(token) => token,
         }))?;
+        if let Some(chunks) = self.web_chunks(call).filter(|_| direction == Direction::In) {
+            return Ok(chunks);
+        }
         let reader = Reader::new(self, call, direction);
         let batches =
             futures::stream::try_unfold((reader, request.last_index), move |(reader, after)| async move {
@@ -376,7 +379,14 @@ impl Control {
         request: api::FunctionCallPutDataRequest,
     ) -> Result<(), Status> {
         let task = task_of(&context)?;
-        let (call, chunks) = chunks_of(request)?;
+        let call = call_of(request.call_info.map(|info| match info {
+            api::function_call_put_data_request::CallInfo::FunctionCallId(id) => id,
+            api::function_call_put_data_request::CallInfo::AttemptToken(token) => token,
+        }))?;
+        if self.put_web_chunks(task, call, &request.data_chunks).await? {
+            return Ok(());
+        }
+        let chunks = request.data_chunks.into_iter().map(|chunk| (chunk.index, encoded(&chunk))).collect();
         self.calls.apply(&self, |engine, now| engine.append_data_out(task, call, chunks, now)).await
     }
 }
@@ -408,14 +418,6 @@ impl Drop for Reader {
             self.control.chunk_readers.leave(self.call, number);
         }
     }
-}
-
-fn chunks_of(request: api::FunctionCallPutDataRequest) -> Result<(CallId, Vec<(u64, Bytes)>), Status> {
-    let call = call_of(request.call_info.map(|info| match info {
-        api::function_call_put_data_request::CallInfo::FunctionCallId(id) => id,
-        api::function_call_put_data_request::CallInfo::AttemptToken(token) => token,
-    }))?;
-    Ok((call, request.data_chunks.into_iter().map(|chunk| (chunk.index, encoded(&chunk))).collect()))
 }
 
 fn decode_chunk(index: u64, body: Bytes) -> Result<api::DataChunk, Status> {

@@ -29,6 +29,9 @@ const PYTHON_PATH: &str = "/root:/pkg";
 /// Where user code lives, and the working folder where an image sets none.
 const HOME: &str = "/root";
 
+/// Where a container reaches web functions: its loopback leads their ports to its own listener.
+const CONTAINER_ORIGIN: &str = "http://127.0.0.1";
+
 impl Control {
     /// Starts a container that the engine decided on. What fails here fails the container's start.
     pub(crate) async fn launch(
@@ -212,8 +215,8 @@ impl Control {
         };
         let app = app.ok_or_else(|| Status::not_found("the app is gone"))?;
         let mut layout = match &function.pinned {
-            Some(version) => self.layout(&version.functions, &version.classes),
-            None => self.layout(&app.functions, &app.classes),
+            Some(version) => self.layout(CONTAINER_ORIGIN, &version.functions, &version.classes),
+            None => self.layout(CONTAINER_ORIGIN, &app.functions, &app.classes),
         };
         let present: HashSet<String> = layout.objects.iter().map(|object| object.object_id.clone()).collect();
         let own = function.base.unwrap_or(function.id).to_string();

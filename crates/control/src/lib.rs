@@ -60,6 +60,7 @@ mod times;
 mod variants;
 mod volumes;
 mod wakers;
+mod web;
 mod wire;
 mod workspace;
 
@@ -74,6 +75,7 @@ pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
 use evoke_core::{Clock, Entropy, Error, FunctionId, SystemEntropy, UnixMs};
 use evoke_engine::{Engine, EngineConf, WorkerCapacity};
 use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
+use evoke_proto::web::WebListeners;
 use evoke_proto::worker::Worker;
 use evoke_proto::{Dispatcher, Status};
 use evoke_store::logs::Logs;
@@ -128,6 +130,8 @@ pub struct Dependencies {
     pub bundles: Arc<dyn Bundles>,
     /// Addresses.
     pub urls: Arc<dyn Urls>,
+    /// Opens ports for web functions.
+    pub web_listeners: Arc<dyn WebListeners>,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -149,6 +153,8 @@ pub struct Control {
     pub(crate) builder: Arc<dyn ImageBuilder>,
     pub(crate) bundles: Arc<dyn Bundles>,
     pub(crate) urls: Arc<dyn Urls>,
+    pub(crate) web_listeners: Arc<dyn WebListeners>,
+    pub(crate) web: web::State,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) machine: Machine,
     pub(crate) calls: shell::Calls,
@@ -192,7 +198,8 @@ impl Control {
     pub fn start(config: ControlConfig, dependencies: Dependencies) -> Arc<Self> {
         let Dependencies { store, logs, vault, objects, trees, contents, volume_trees, blobs, .. } =
             dependencies;
-        let Dependencies { shared_folders, values, builder, bundles, urls, clock, .. } = dependencies;
+        let Dependencies { shared_folders, values, builder, bundles, urls, web_listeners, clock, .. } =
+            dependencies;
         let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
@@ -212,6 +219,8 @@ impl Control {
             builder,
             bundles,
             urls,
+            web_listeners,
+            web: web::State::default(),
             clock,
             registry: registry::Registry::default(),
             schedules: schedules::Schedules::default(),
@@ -273,6 +282,8 @@ impl Control {
             }
         }
         self.load_schedules().await?;
+        self.load_web().await?;
+        self.sync_web().await;
         let recovered = self.store.read(|db| Ok(evoke_store::calls::recover(db)?)).await.map_err(stored)?;
         self.calls.apply(self, |engine, now| Ok(engine.recover(recovered, now))).await
     }

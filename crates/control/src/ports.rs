@@ -30,6 +30,8 @@ pub trait Urls: Send + Sync {
     fn volume_block(&self, origin: &str, block: ContentHash) -> String;
     /// Where `length` bytes from `start` on of a volume's file are read.
     fn volume_content(&self, origin: &str, content: VolumeContent, start: u64, length: u64) -> String;
+    /// Where a web function is reached, by its label and its port.
+    fn web(&self, origin: &str, label: &str, port: u16) -> String;
 }
 
 /// A built image, as the containers of its functions need it.

@@ -289,6 +289,7 @@ impl Control {
         for function in scheduled {
             self.make_live(function).await?;
         }
+        self.sync_web().await;
         self.app_events.changed(id);
         Ok(())
     }

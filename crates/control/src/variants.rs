@@ -33,20 +33,20 @@ impl Control {
             base = self.pin(base.id, &self.pinned_version(&app, version).await?).await?;
         }
         if request.serialized_params.is_empty() && options == api::FunctionOptions::default() {
-            return Ok(bound_reply(&base));
+            return Ok(self.bound_reply(&context, &base));
         }
         let variant = variant_key(&request);
         let id = bound_id(base.id, &variant);
         let existing = self.registry.function(id).filter(|found| found.definition_id == base.definition_id);
         if let Some(existing) = existing {
-            return Ok(bound_reply(&existing));
+            return Ok(self.bound_reply(&context, &existing));
         }
         let function = self.variant(&base, id, &request.serialized_params, Arc::new(options))?;
         if let Some(reason) = &function.fit.refusal {
             context.warn(format!("{}: {reason}", function.tag));
         }
         let row = function_row(&function, Some(variant), request.encode_to_vec(), self.now());
-        let reply = bound_reply(&function);
+        let reply = self.bound_reply(&context, &function);
         self.commit(&context, vec![FunctionWrite::Put(row).into()], Grade::Synced, &reply).await?;
         self.registry.lock().functions.insert(id, Arc::new(function));
         self.make_live(id).await?;
@@ -76,6 +76,13 @@ impl Control {
             definition: Arc::new(definition),
             ..base.clone()
         })
+    }
+
+    fn bound_reply(&self, context: &CallContext, function: &Function) -> api::FunctionBindParamsResponse {
+        api::FunctionBindParamsResponse {
+            bound_function_id: function.id.to_string(),
+            handle_metadata: Some(self.handle(&self.registry.lock(), &context.origin, function)),
+        }
     }
 
     pub(crate) async fn function_list_variants(
@@ -125,13 +132,6 @@ fn variant_info(row: &FunctionRow) -> Result<api::FunctionVariantInfo, Status> {
         serialized_params: request.serialized_params,
         function_options: options,
     })
-}
-
-fn bound_reply(function: &Function) -> api::FunctionBindParamsResponse {
-    api::FunctionBindParamsResponse {
-        bound_function_id: function.id.to_string(),
-        handle_metadata: Some(function.metadata.clone()),
-    }
 }
 
 /// What tells a variant from others of the same base.

@@ -9,6 +9,7 @@ mod clock;
 mod error;
 pub mod id;
 mod phase;
+pub mod ports;
 mod principal;
 mod resources;
 

@@ -37,7 +37,7 @@ impl Engine {
     }
 
     /// Cancels a call's inputs; the containers that have some of them.
-    fn cancel_inputs(&mut self, key: Key, now: UnixMs, out: &mut Out) -> BTreeSet<TaskId> {
+    pub(crate) fn cancel_inputs(&mut self, key: Key, now: UnixMs, out: &mut Out) -> BTreeSet<TaskId> {
         let mut tasks = BTreeSet::new();
         let Some(call) = self.calls.get_mut(&key) else { return tasks };
         if !call.unfinished.is_empty() {

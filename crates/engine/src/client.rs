@@ -108,7 +108,7 @@ impl Engine {
             self.fail_waiting(function, &Failure::text(ResultStatus::Failure, text), now, out);
         }
         if !ids.is_empty() {
-            let close = self.calls.get(&call).is_some_and(|c| c.open && c.row.call_type == CallType::Unary);
+            let close = self.calls.get(&call).is_some_and(|c| c.open && c.row.call_type != CallType::Map);
             if close {
                 self.close_call(call, out);
             }

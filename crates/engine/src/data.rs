@@ -24,17 +24,17 @@ impl Engine {
         chunks: Vec<(u64, Bytes)>,
         now: UnixMs,
     ) -> Result<Step<()>> {
-        let known = self.known_task(task)?;
-        let key = self.call_key(&call);
-        let holds = known
-            .running
-            .iter()
-            .filter_map(|input| self.inputs.get(input))
-            .any(|input| Some(input.call) == key);
-        match key {
-            Some(key) if holds => Ok(self.append(key, Direction::Out, chunks, now)),
+        self.known_task(task)?;
+        match self.call_key(&call) {
+            Some(key) if self.works_on(task, call) => Ok(self.append(key, Direction::Out, chunks, now)),
             _ => Ok(Out::new().step(())),
         }
+    }
+
+    /// Whether a container has an input of a call.
+    pub fn works_on(&self, task: TaskId, call: CallId) -> bool {
+        let (Some(task), Some(key)) = (self.tasks.get(&task), self.call_key(&call)) else { return false };
+        task.running.iter().filter_map(|input| self.inputs.get(input)).any(|input| input.call == key)
     }
 
     /// Chunks from the caller to the container.

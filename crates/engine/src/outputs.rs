@@ -4,7 +4,7 @@ use crate::cache::Slot;
 use crate::calls::Place;
 use crate::engine::{Engine, Out};
 use crate::pool::Failure;
-use crate::request::{NewOutput, OutputFate, ResultStatus};
+use crate::request::{CallType, NewOutput, OutputFate, ResultStatus};
 use crate::step::{Effect, Step};
 use crate::timers::Timer;
 use evoke_core::{FunctionId, Result, TaskId, UnixMs};
@@ -100,7 +100,7 @@ impl Engine {
         let input = self.inputs.get(&key)?;
         let call = self.calls.get(&input.call)?;
         let conf = self.pools.get(&call.row.function_id)?.conf.as_ref()?;
-        if conf.is_generator {
+        if conf.is_generator || call.row.call_type == CallType::Web {
             return None;
         }
         conf.retry.next_delay_ms(input.retry_count + 1)
@@ -113,6 +113,13 @@ impl Engine {
         if input.cancelled.is_some() {
             let cancelled = Failure::text(ResultStatus::Terminated, CANCELLED_TEXT);
             self.finish_input(key, cancelled, None, now, out);
+            return;
+        }
+        let web = self.calls.get(&input.call).is_some_and(|call| call.row.call_type == CallType::Web);
+        if web {
+            // What was read of its body is gone with the container.
+            let text = format!("The container that worked on the request was lost: {why}");
+            self.finish_input(key, Failure::text(ResultStatus::InternalFailure, text), None, now, out);
             return;
         }
         let (end, over) = match loss {

@@ -3,7 +3,7 @@
 use crate::calls::{Attempt, Call, Input, Place};
 use crate::engine::{Engine, Out};
 use crate::pool::{Failure, Handout, Pool, Task};
-use crate::request::ResultStatus;
+use crate::request::{CallType, ResultStatus};
 use crate::step::{Effect, Step, StopHow};
 use crate::tasks::lost_exit;
 use crate::timers::Timer;
@@ -173,6 +173,7 @@ impl Engine {
         let alive: BTreeSet<TaskId> = alive.iter().copied().collect();
         self.adopted = true;
         self.give_up_inputs_of_ended_tasks(now, &mut out);
+        self.give_up_web_requests(now, &mut out);
         let unconfirmed: Vec<(TaskId, StopState)> =
             self.tasks.values().filter(|t| t.unconfirmed).map(|t| (t.id, t.stop)).collect();
         for (id, stop) in unconfirmed {
@@ -232,6 +233,15 @@ impl Engine {
         for key in cancelled {
             let result = Failure::text(ResultStatus::Terminated, crate::outputs::CANCELLED_TEXT);
             self.finish_input(key, result, None, now, out);
+        }
+    }
+
+    /// The connections on which requests were waited for ended with the server that had them.
+    fn give_up_web_requests(&mut self, now: UnixMs, out: &mut Out) {
+        let web = self.calls.iter().filter(|(_, call)| call.row.call_type == CallType::Web);
+        let keys: Vec<_> = web.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.cancel_inputs(key, now, out);
         }
     }
 

@@ -78,9 +78,20 @@ impl Shell {
     }
 
     fn call(&mut self, function: u128, invocation: Invocation, inputs: i32) -> MapReply {
+        let call_type = if inputs == 1 { CallType::Unary } else { CallType::Map };
+        self.call_of(call_type, function, invocation, inputs)
+    }
+
+    fn call_of(
+        &mut self,
+        call_type: CallType,
+        function: u128,
+        invocation: Invocation,
+        inputs: i32,
+    ) -> MapReply {
         let request = MapRequest {
             function_id: FunctionId::from_bits(function),
-            call_type: if inputs == 1 { CallType::Unary } else { CallType::Map },
+            call_type,
             invocation,
             parent_input: None,
             inputs: (0..inputs)
@@ -275,6 +286,35 @@ fn a_container_that_dies_is_replaced_without_counting_up_to_a_bound() {
     }
     assert_eq!(s.statuses(&call), [ResultStatus::InternalFailure]);
     assert!(s.started().is_empty());
+}
+
+#[test]
+fn a_web_request_is_never_tried_again_and_ends_with_its_server() {
+    let mut conf = function(1);
+    conf.retry = RetryPolicy { retries: 3, ..RetryPolicy::NEVER };
+    let conf = [conf];
+    let mut s = Shell::new(&conf);
+    let web = |s: &mut Shell| s.call_of(CallType::Web, 1, Invocation::SyncLegacy, 1);
+
+    let dies = web(&mut s);
+    let task = s.started()[0];
+    s.claim(task, 1);
+    s.exit(task, false);
+    assert_eq!(s.outputs(&dies)[0].status, ResultStatus::InternalFailure);
+
+    let fails = web(&mut s);
+    let task = s.started()[0];
+    let input = s.claim(task, 1)[0];
+    assert_eq!(s.put(task, input, ResultStatus::Failure), OutputFate::Published);
+    assert_eq!(s.outputs(&fails)[0].status, ResultStatus::Failure);
+
+    let (running, waiting) = (web(&mut s), web(&mut s));
+    let input = s.claim(task, 2)[0];
+    s.restart(&conf, &[task]);
+    assert_eq!(s.outputs(&waiting)[0].status, ResultStatus::Terminated);
+    assert_eq!(s.engine.cancelled_inputs(task), [input.0], "its container is told");
+    s.put(task, input, ResultStatus::Success);
+    assert_eq!(s.outputs(&running)[0].status, ResultStatus::Terminated);
 }
 
 #[test]

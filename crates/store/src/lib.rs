@@ -43,6 +43,7 @@ mod sync;
 mod tokens;
 pub mod vault;
 mod volumes;
+mod web;
 mod write;
 mod writer;
 
@@ -79,5 +80,6 @@ pub use volumes::{
     TREE_LEVELS_MAX, VolumeFile, VolumeFileKind, VolumeRow, VolumeSnapshot, VolumeTree, VolumeVersionRow,
     VolumeWrite, Volumes,
 };
+pub use web::{Web, WebPortRow, WebTokenRow, WebWrite};
 pub use write::{Grade, Write};
 pub use writer::{GROUP_BATCHES_MAX, QUEUE_BATCHES_MAX};

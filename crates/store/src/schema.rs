@@ -30,6 +30,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[crate::calls::TASK_GPUS],
     &[crate::image_names::SCHEMA, crate::images::BUILDERS],
     &[crate::images::USES],
+    &[crate::web::SCHEMA],
 ];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.

@@ -9,7 +9,7 @@ use crate::{
     apps::Apps, blobs::Blobs, classes::Classes, dicts::Dicts, environments::Environments,
     functions::Functions, image_names::ImageNames, images::Images, mounts::Mounts, objects::Objects,
     queues::Queues, scaling::Scaling, schedules::Schedules, secrets::Secrets, settings::Settings,
-    shared_volumes::SharedVolumes, tokens::Tokens, volumes::Volumes,
+    shared_volumes::SharedVolumes, tokens::Tokens, volumes::Volumes, web::Web,
 };
 use rusqlite::Connection;
 use std::fmt;
@@ -251,6 +251,10 @@ impl Store {
     /// Volumes.
     pub fn volumes(&self) -> Volumes<'_> {
         Volumes(self)
+    }
+    /// What web functions have.
+    pub fn web(&self) -> Web<'_> {
+        Web(self)
     }
     /// Tokens.
     pub fn tokens(&self) -> Tokens<'_> {

@@ -22,6 +22,7 @@ use crate::settings::SettingWrite;
 use crate::shared_volumes::SharedVolumeWrite;
 use crate::tokens::TokenWrite;
 use crate::volumes::VolumeWrite;
+use crate::web::WebWrite;
 use rusqlite::Connection;
 
 /// What an acknowledgement promises.
@@ -123,4 +124,6 @@ writes! {
     Volume(VolumeWrite),
     /// Network file systems.
     SharedVolume(SharedVolumeWrite),
+    /// Ports and tokens of web functions.
+    Web(WebWrite),
 }

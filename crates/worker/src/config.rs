@@ -4,9 +4,8 @@ use evoke_core::TaskId;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The port on a container's loopback behind which its platform answers. Outside of the range that kernels
-/// hand out and of what people listen on.
-pub const CONTAINER_PORT: u16 = 64_087;
+/// The port of a container\'s service on its own loopback.
+pub const CONTAINER_PORT: u16 = evoke_core::ports::CONTAINER;
 /// Where the same service listens as a unix socket in the container's root.
 pub const CONTAINER_SOCKET: &str = "/run/evoke/platform.sock";
 /// The folder inside a container that holds what it is told by file.

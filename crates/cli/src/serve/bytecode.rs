@@ -141,7 +141,6 @@ impl Inner {
             cwd: "/".to_owned(),
             user: String::new(),
             binds: vec![ReadOnlyBind { source: dependencies, target: FROM.into() }],
-            mounts: Vec::new(),
             network: false,
             commit: Some(path.to_path_buf()),
         };

@@ -13,6 +13,7 @@ mod memory;
 mod pages;
 mod payloads;
 mod urls;
+mod web;
 mod worker_gate;
 
 pub(crate) use insight::Insight;
@@ -27,10 +28,11 @@ use evoke_core::{Clock, Error, SystemClock, SystemEntropy};
 use evoke_files::fetch::Fetcher;
 use evoke_files::pypi::{IndexConfig, PackageIndex};
 use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
-use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WorkspaceToken};
+use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WebIngress, WorkspaceToken};
 use evoke_image::{
     BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder, StandalonePythons, Surveys,
 };
+use evoke_proto::web::WebListeners;
 use evoke_proto::worker::Control as ControlPort;
 use evoke_runtime::Runtime;
 use evoke_runtime::fdstore::FdStoreClient;
@@ -83,14 +85,16 @@ pub(crate) struct Roles {
 impl Roles {
     /// Starts control, gateway and worker, in the order in which they depend on each other.
     pub(crate) async fn start(inherited: Inherited) -> Result<Self> {
-        let Inherited { launch, public, runtime, store: fd_store, kept, token } = inherited;
+        let Inherited { launch, public, runtime, store: fd_store, mut kept, token } = inherited;
         let data = DataFolder::at(&launch.data);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let key = load_or_make_key(&data.path().join("url.key"), &mut SystemEntropy::default())?;
         let signer = UrlSigner::new(&key, clock.clone());
         let machine = machine::look(&launch.config, &data)?;
+        let web_ports = Arc::new(web::WebPorts::new(&public, fd_store.clone(), &mut kept)?);
+        let web_listeners = web_ports.clone();
         let rooms =
-            rooms(&data, &launch, runtime.clone(), &signer, clock.clone(), machine.build_steps()).await?;
+            rooms(&data, &launch, runtime.clone(), &signer, web_listeners, machine.build_steps()).await?;
         let (store, blobs, contents) = (rooms.store.clone(), rooms.blobs.clone(), rooms.contents.clone());
         let config = ControlConfig {
             builder_version: BUILDER_VERSION.to_owned(),
@@ -103,7 +107,9 @@ impl Roles {
             .await
             .context("taking up where the last server left")?;
 
+        let web = WebIngress::new(control.web_apps());
         let ingress = Ingress {
+            web: Some(web.clone()),
             service: control.clone(),
             http: Arc::new(Platform::new(
                 signer,
@@ -112,7 +118,6 @@ impl Roles {
                 Arc::new(pages::Pages(control.clone())),
             )),
             authenticator: Arc::new(WorkspaceToken::new(token.token_id, token.token_secret)),
-            web: None,
         };
         let (uid, gid) = own_ids();
         let mut worker_config = WorkerConfig::new(data.path(), uid, gid);
@@ -138,6 +143,7 @@ impl Roles {
         let gate = Arc::new(WorkerGate::new(worker.clone()));
         control.adopt(gate.clone()).await.context("taking back the containers that live on")?;
 
+        web_ports.serve(web).await.context("serving web functions")?;
         let listener = Listener::from_tcp(public).context("serving the public listener")?;
         let (stop_ingress, stopped) = watch::channel(false);
         let serving = async move { ingress.serve(listener, Identity::Public, launch.address, stopped).await };
@@ -181,9 +187,10 @@ async fn rooms(
     launch: &Launch,
     runtime: Arc<dyn Runtime>,
     signer: &UrlSigner,
-    clock: Arc<dyn Clock>,
+    web_listeners: Arc<dyn WebListeners>,
     steps_at_once: usize,
 ) -> Result<Dependencies> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let inside = |name: &str| data.path().join(name);
     let (uid, gid) = own_ids();
     let layers = inside("layers");
@@ -210,13 +217,8 @@ async fn rooms(
     bases.host.never.push(data.path().to_path_buf());
     let surveys = Surveys::new(base.index.clone(), steps.clone());
     let contexts = Arc::new(images::Contexts::default());
-    let tools = BuildTools {
-        base,
-        context: contexts.clone(),
-        staging: inside("spool/staging"),
-        caches: inside("caches"),
-        steps_at_once,
-    };
+    let tools =
+        BuildTools { base, context: contexts.clone(), staging: inside("spool/staging"), steps_at_once };
     let index = PackageIndex::new(fetcher.clone(), IndexConfig::of_host(&launch.host_env));
     let of_client = evoke_files::bundles::Bundles::open(&inside("bundles"), &launch.host_env, index)?;
     let bytecode = bytecode::Bytecode::new(steps, layers.clone(), of_client.clone(), uid, gid);
@@ -243,6 +245,7 @@ async fn rooms(
         )),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),
         urls: Arc::new(urls::Signed(signer.clone())),
+        web_listeners,
         clock,
     })
 }

@@ -33,4 +33,13 @@ impl Urls for Signed {
     fn volume_content(&self, origin: &str, content: VolumeContent, start: u64, length: u64) -> String {
         self.0.volume_content(origin, &content.to_string(), start, length)
     }
+    fn web(&self, origin: &str, _label: &str, port: u16) -> String {
+        // The host by which the caller reached this server, whatever its port there.
+        let authority = origin.split_once("://").map_or(origin, |(_, rest)| rest);
+        let host = match authority.rsplit_once(':') {
+            Some((host, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => host,
+            _ => authority,
+        };
+        format!("http://{host}:{port}")
+    }
 }

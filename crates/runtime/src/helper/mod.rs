@@ -23,7 +23,6 @@ pub(crate) mod request;
 mod rootfs;
 mod served;
 mod start;
-mod stubs;
 mod sys;
 mod validate;
 mod volumes;

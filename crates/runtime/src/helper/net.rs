@@ -40,6 +40,8 @@ pub(super) struct Networks {
     bridge: Option<Bridge>,
     /// Why there is no bridge, or what it lacks.
     problem: Option<String>,
+    /// Why web functions cannot be reached from the newest network, if so.
+    web_problem: Option<String>,
     ready: VecDeque<Slot>,
     used: BTreeSet<u32>,
 }
@@ -62,6 +64,8 @@ pub(super) struct Slot {
     pub(super) sysfs: OwnedFd,
     /// Its number among the bridge's addresses, and the address; none where there is loopback only.
     pub(super) address: Option<(u32, Ipv4Addr)>,
+    /// Why web functions cannot be reached from there, if so.
+    web_problem: Option<String>,
 }
 
 impl Networks {
@@ -69,8 +73,14 @@ impl Networks {
     /// without a network can run everywhere.
     pub(super) fn open(tag: &str, wanted: bool) -> Result<Self, RuntimeError> {
         let host = sys::open("/proc/self/ns/net", OFlags::RDONLY).step("opening the host's network")?;
-        let mut networks =
-            Self { host, bridge: None, problem: None, ready: VecDeque::new(), used: BTreeSet::new() };
+        let mut networks = Self {
+            host,
+            bridge: None,
+            problem: None,
+            web_problem: None,
+            ready: VecDeque::new(),
+            used: BTreeSet::new(),
+        };
         if wanted {
             match Bridge::open(tag) {
                 Ok(bridge) => networks.bridge = Some(bridge),
@@ -128,8 +138,9 @@ impl Networks {
         let address = bridge.address(number);
         self.used.insert(number);
         let made = self.make(Some((number, address)));
-        if made.is_err() {
-            self.used.remove(&number);
+        match &made {
+            Ok(slot) => self.web_problem.clone_from(&slot.web_problem),
+            Err(_) => drop(self.used.remove(&number)),
         }
         made
     }
@@ -146,13 +157,16 @@ impl Networks {
                 | MountAttrFlags::MOUNT_ATTR_NOEXEC;
             (namespace, sys::new_mount("sysfs", &[("source", "sysfs")], flags).step("mounting sysfs")?)
         };
+        let mut web_problem = None;
         if let (Some((number, address)), Some(bridge)) = (address, &self.bridge) {
             bridge.connect(number, address, namespace.as_fd()).step("connecting a network namespace")?;
             let _back = enter(namespace.as_fd(), self.host.as_fd())?;
             let netlink = Netlink::route().step("opening netlink")?;
             configure(&netlink, address, bridge.address(1)).step("configuring eth0")?;
+            // Without it only web functions are out of reach, and only from inside of containers.
+            web_problem = rules::lead_home().err().map(|error| error.to_string());
         }
-        Ok(Slot { namespace, sysfs, address })
+        Ok(Slot { namespace, sysfs, address, web_problem })
     }
 
     /// Runs `work` inside a namespace.
@@ -189,6 +203,13 @@ impl Networks {
                 format!("containers have loopback only: {}", problem.as_deref().unwrap_or("no bridge")),
                 Some("Use a kernel with bridge and veth."),
             )),
+        }
+        if let Some(problem) = &self.web_problem {
+            findings.push(finding(
+                FindingState::Degraded,
+                format!("web functions cannot be reached from inside of containers: {problem}"),
+                Some("Use a kernel with nf_tables, nft_chain_nat and nft_redir."),
+            ));
         }
         if resolver::falls_back() {
             findings.push(finding(

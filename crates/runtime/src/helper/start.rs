@@ -6,7 +6,6 @@ use super::ids::{self, IDS_PER_CONTAINER, Range};
 use super::net::{Slot, resolver};
 use super::record::{Process, Record};
 use super::request::Reply;
-use super::stubs;
 use super::sys::{self, Step};
 use super::{Helper, devices, disk, now, rootfs, served, validate};
 use crate::{ContainerSpec, Owner, RuntimeError, StartTimings, fds};
@@ -22,8 +21,8 @@ pub(super) const NAMESPACES: u64 =
         as u64;
 
 /// A tree of the request, found and allowed.
-pub(super) struct Tree {
-    pub(super) fd: OwnedFd,
+struct Tree {
+    fd: OwnedFd,
     owner: Owner,
     read_only: bool,
     directory: bool,
@@ -135,8 +134,6 @@ impl Helper {
             served.push(device);
             targets.push(BindTarget { target: one.target.clone(), directory: true });
         }
-        let made = if spec.leaves_no_stubs { stubs::of(spec, layers) } else { Vec::new() };
-        self.note(&spec.id, |container| container.stubs = made);
         let links = spec.volumes.iter().map(|volume| volume.target.clone()).collect();
         self.note(&spec.id, |container| container.links = links);
         for volume in &spec.volumes {
@@ -286,8 +283,7 @@ fn send_orders(
             .iter()
             .map(|volume| VolumeTarget { volume: volume.id.clone(), target: volume.target.clone() })
             .collect(),
-        memory: spec.memory.clone(),
-        files: resolver::files(spec, address).into_iter().chain(spec.files.iter().cloned()).collect(),
+        files: resolver::files(spec, address),
         listeners: spec.listeners.clone(),
         shm_bytes: spec.limits.shm_bytes,
         grace_ms: spec.grace_ms,

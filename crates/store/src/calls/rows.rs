@@ -31,6 +31,9 @@ numbered! {
         Unary = 1,
         /// Inputs arrive for as long as the client likes.
         Map = 2,
+        /// One request of somebody who waits at a connection of this very server (our own number): its body
+        /// passes by once, so that it is never tried again, and it is over when the connection is.
+        Web = 100,
     }
 }
 

@@ -11,10 +11,18 @@
 //!   chain input   { type filter hook input; iifname BRIDGE ip daddr 127.0.0.0/8 drop }
 //! }
 //! ```
+//! And one in the network of each container, by which web functions are reached there as they are outside:
+//!
+//! ```text
+//! table ip evoke {
+//!   chain web { type nat hook output; ip daddr 127.0.0.1 tcp dport WEB redirect to CONTAINER }
+//! }
+//! ```
 //! A table of its own cannot let through what another one drops (Docker's, ufw's, firewalld's FORWARD policy),
 //! so [`super::firewall`] talks to those.
 
 use super::netlink::{ACK, APPEND, CREATE, Message, Netlink};
+use evoke_core::ports;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -43,8 +51,11 @@ const EXPRESSION_DATA: u16 = 2;
 const REGISTER: u32 = 1;
 const META_INPUT_NAME: u32 = 6;
 const META_OUTPUT_NAME: u32 = 7;
+const META_PROTOCOL: u32 = 16;
 const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const SOURCE_AT: u32 = 12;
@@ -54,6 +65,9 @@ const CT_STATE: u32 = 0;
 /// Established and related, as the kernel's bits for connection states.
 const CT_KNOWN: u32 = 0b110;
 const VERDICT_REGISTER: u32 = 0;
+
+/// `NF_NAT_RANGE_PROTO_SPECIFIED` of the kernel's `nf_nat.h`: the register holds a port.
+const PORT_SPECIFIED: u32 = 2;
 
 /// `struct nfgenmsg`: IPv4, version 0, resource id 0 (for batches: the subsystem).
 const IPV4: [u8; 4] = [2, 0, 0, 0];
@@ -205,6 +219,34 @@ pub(super) fn install(table: &str, bridge: &str, subnet: Ipv4Addr, prefix: u8) -
         interface(list, META_INPUT_NAME, EQUAL, bridge);
         network(list, DESTINATION_AT, Ipv4Addr::new(127, 0, 0, 0), 8);
         drop_packet(list);
+    });
+    batch.commit(&netlink)
+}
+
+/// Leads the ports of web functions on the loopback of the network that this process is in to the service that is
+/// there.
+pub(super) fn lead_home() -> io::Result<()> {
+    let netlink = Netlink::netfilter()?;
+    let mut batch = Batch::begin("evoke");
+    batch.add(NEW_TABLE, CREATE).text(NAME, "evoke");
+    batch.chain("web", "nat", libc::NF_INET_LOCAL_OUT as u32, libc::NF_IP_PRI_NAT_DST);
+    batch.rule("web", |list| {
+        network(list, DESTINATION_AT, Ipv4Addr::LOCALHOST, 32);
+        expression(list, "meta", |data| {
+            data.attr(2, &big(META_PROTOCOL)).attr(1, &big(REGISTER));
+        });
+        compare(list, EQUAL, &[libc::IPPROTO_TCP as u8]);
+        load(list, TRANSPORT_HEADER, PORT_AT, 2);
+        compare(list, AT_LEAST, &ports::WEB.start().to_be_bytes());
+        compare(list, AT_MOST, &ports::WEB.end().to_be_bytes());
+        expression(list, "immediate", |data| {
+            data.attr(1, &big(REGISTER)).nest(2, |value| {
+                value.attr(1, &ports::CONTAINER.to_be_bytes());
+            });
+        });
+        expression(list, "redir", |data| {
+            data.attr(1, &big(REGISTER)).attr(3, &big(PORT_SPECIFIED));
+        });
     });
     batch.commit(&netlink)
 }

@@ -1,0 +1,287 @@
+//! Where web functions are reached. Each has a label, and each label a port of its own that stays the same over
+//! restarts and redeployments, so that an address works without any DNS. Ports are opened while something of
+//! their label is live.
+
+use super::labels::{Label, Standing, Wanted, label};
+use crate::registry::{App, Function, Live};
+use crate::{Control, WORKSPACE, stored};
+use evoke_core::ports::WEB as PORTS;
+use evoke_core::{Error, ErrorCode, FunctionId};
+use evoke_proto::web::{WebAddress, WebEndpoint};
+use evoke_proto::{Status, api};
+use evoke_store::{Grade, WebPortRow, WebWrite};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Tries to find a port that nobody else has, before giving up.
+const TRIES_MAX: usize = 200;
+
+/// Labels, their ports and what is behind them.
+#[derive(Debug, Default)]
+pub(crate) struct Addresses {
+    known: Mutex<Known>,
+    /// Held while ports are chosen, opened and closed.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    endpoints: HashMap<String, WebEndpoint>,
+    ports: HashMap<String, u16>,
+    labels: HashMap<u16, String>,
+    open: BTreeSet<u16>,
+}
+
+impl Addresses {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is at an address.
+    pub(crate) fn endpoint(&self, address: &WebAddress) -> Option<WebEndpoint> {
+        let known = self.known();
+        let label = match address {
+            WebAddress::Port(port) => known.labels.get(port)?.as_str(),
+            WebAddress::Host(host) => host.split_once('.').map_or(host.as_str(), |(first, _)| first),
+        };
+        known.endpoints.get(label).cloned()
+    }
+
+    fn port(&self, label: &str) -> Option<u16> {
+        self.known().ports.get(label).copied()
+    }
+
+    /// Whether a label is somebody else's at this moment.
+    fn is_others(&self, label: &str, function: FunctionId) -> bool {
+        self.known().endpoints.get(label).is_some_and(|endpoint| endpoint.function != function)
+    }
+}
+
+/// A web function or method of a definition.
+struct Named<'a> {
+    method: &'a str,
+    label: Label,
+    config: &'a api::WebhookConfig,
+}
+
+impl Control {
+    /// What is stored of ports, at start.
+    pub(crate) async fn load_web(&self) -> Result<(), Status> {
+        let rows = self.store.web().ports().await.map_err(stored)?;
+        {
+            let mut known = self.web.addresses.known();
+            for row in rows {
+                known.labels.insert(row.port, row.label.clone());
+                known.ports.insert(row.label, row.port);
+            }
+        }
+        self.web.tokens.replace(self.store.web().tokens().await.map_err(stored)?);
+        Ok(())
+    }
+
+    /// Looks anew at what is live: which labels there are, and which ports are open. What cannot be opened is
+    /// logged: an app lives on without its address.
+    pub(crate) async fn sync_web(&self) {
+        let _turn = self.web.addresses.turn.lock().await;
+        let endpoints = self.endpoints();
+        let wanted: Vec<String> = endpoints.keys().cloned().collect();
+        self.web.addresses.known().endpoints = endpoints;
+        let mut open = BTreeSet::new();
+        for label in wanted {
+            match self.open_port(&label).await {
+                Ok(port) => {
+                    open.insert(port);
+                }
+                Err(error) => tracing::error!(%label, %error, "a web function has no port"),
+            }
+        }
+        let close: Vec<u16> = {
+            let mut known = self.web.addresses.known();
+            let close = known.open.difference(&open).copied().collect();
+            known.open = open;
+            close
+        };
+        for port in close {
+            self.web_listeners.close(port).await;
+        }
+    }
+
+    /// Every live web function by its label. Of two with one label the app that was made last has it.
+    fn endpoints(&self) -> HashMap<String, WebEndpoint> {
+        let live = self.registry.lock();
+        let mut apps: Vec<&App> = live.apps.values().filter(|app| !app.stopping).collect();
+        apps.sort_by_key(|app| app.row.id);
+        let mut endpoints = HashMap::new();
+        for app in apps {
+            let functions = app.functions.values().filter_map(|id| live.functions.get(id));
+            for function in functions {
+                for named in named(&live, app, &function.definition.function) {
+                    let endpoint = WebEndpoint {
+                        function: function.id,
+                        method: named.method.to_owned(),
+                        label: named.label.text.clone(),
+                        requires_proxy_auth: named.config.requires_proxy_auth,
+                    };
+                    endpoints.insert(named.label.text, endpoint);
+                }
+            }
+        }
+        endpoints
+    }
+
+    /// The port of a label, open. Its own if that is free, else another from now on.
+    async fn open_port(&self, label: &str) -> Result<u16, Error> {
+        let own = self.web.addresses.port(label);
+        if let Some(port) = own {
+            if self.web.addresses.known().open.contains(&port) || self.web_listeners.open(port).await? {
+                return Ok(port);
+            }
+            tracing::warn!(%label, port, "another program has the port of a web function, which gets a new one");
+        }
+        for port in candidates(label) {
+            let taken = self.web.addresses.known().labels.contains_key(&port);
+            if taken || !self.web_listeners.open(port).await? {
+                continue;
+            }
+            let row = WebPortRow { label: label.to_owned(), port, used_at: self.now() };
+            self.submit(vec![WebWrite::Port(row).into()], Grade::Synced).await?;
+            let mut known = self.web.addresses.known();
+            if let Some(before) = own {
+                known.labels.remove(&before);
+            }
+            known.ports.insert(label.to_owned(), port);
+            known.labels.insert(port, label.to_owned());
+            return Ok(port);
+        }
+        let text = format!("no free port was found between {} and {}", PORTS.start(), PORTS.end());
+        Err(Error::new(ErrorCode::ResourceExhausted, text))
+    }
+
+    /// The address of a label for whoever reached this server by `origin`. Opens its port, because people try
+    /// what they are shown.
+    async fn web_url(&self, origin: &str, label: &str) -> Result<String, Status> {
+        let _turn = self.web.addresses.turn.lock().await;
+        let port = self.open_port(label).await?;
+        self.web.addresses.known().open.insert(port);
+        Ok(self.urls.web(origin, label, port))
+    }
+
+    /// Completes what clients get of a function that is being made with its addresses.
+    pub(crate) async fn show_urls(
+        &self,
+        origin: &str,
+        app: &App,
+        id: FunctionId,
+        metadata: &mut api::FunctionHandleMetadata,
+        function: &mut api::Function,
+    ) -> Result<(), Status> {
+        let found: Vec<(String, Label)> = {
+            let live = self.registry.lock();
+            named(&live, app, function).into_iter().map(|n| (n.method.to_owned(), n.label)).collect()
+        };
+        for (method, label) in found {
+            let url = self.web_url(origin, &label.text).await?;
+            let info = api::WebUrlInfo {
+                truncated: label.truncated,
+                label_stolen: self.web.addresses.is_others(&label.text, id),
+                ..Default::default()
+            };
+            if method.is_empty() {
+                metadata.web_url.clone_from(&url);
+                (function.web_url, function.web_url_info) = (url, Some(info));
+                continue;
+            }
+            if let Some(handle) = metadata.method_handle_metadata.get_mut(&method) {
+                handle.web_url.clone_from(&url);
+            }
+            if let Some(definition) = function.method_definitions.get_mut(&method) {
+                (definition.web_url, definition.web_url_info) = (url, Some(info));
+            }
+        }
+        Ok(())
+    }
+
+    /// A function's handle, with the addresses by which whoever came by `origin` reaches it.
+    pub(crate) fn handle(
+        &self,
+        live: &Live,
+        origin: &str,
+        function: &Function,
+    ) -> api::FunctionHandleMetadata {
+        let mut metadata = function.metadata.clone();
+        for (method, url) in self.urls_of(live, origin, function) {
+            match method.as_str() {
+                "" => metadata.web_url = url,
+                method => {
+                    if let Some(handle) = metadata.method_handle_metadata.get_mut(method) {
+                        handle.web_url = url;
+                    }
+                }
+            }
+        }
+        metadata
+    }
+
+    /// A function's settings, likewise.
+    pub(crate) fn data_with_urls(&self, live: &Live, origin: &str, function: &Function) -> api::FunctionData {
+        let mut data = function.definition.data.clone();
+        for (method, url) in self.urls_of(live, origin, function) {
+            match method.as_str() {
+                "" => data.web_url = url,
+                method => {
+                    if let Some(definition) = data.method_definitions.get_mut(method) {
+                        definition.web_url = url;
+                    }
+                }
+            }
+        }
+        data
+    }
+
+    fn urls_of(&self, live: &Live, origin: &str, function: &Function) -> BTreeMap<String, String> {
+        let Some(app) = live.apps.get(&function.app_id) else { return BTreeMap::new() };
+        let known = self.web.addresses.known();
+        let named = named(live, app, &function.definition.function).into_iter();
+        let urls = named.filter_map(|named| {
+            let port = known.ports.get(&named.label.text)?;
+            Some((named.method.to_owned(), self.urls.web(origin, &named.label.text, *port)))
+        });
+        urls.collect()
+    }
+}
+
+/// The web functions of a definition: itself, or methods of its class.
+fn named<'a>(live: &Live, app: &App, function: &'a api::Function) -> Vec<Named<'a>> {
+    let environment = live.environments.values().find(|environment| environment.id == app.row.environment_id);
+    let name = match &app.row.name {
+        Some(name) => name,
+        None => &app.row.description,
+    };
+    let standing = Standing {
+        workspace: WORKSPACE,
+        environment: environment.map_or("", |environment| &environment.settings.webhook_suffix),
+        app: name,
+        ephemeral: app.has_client() || app.state() == api::AppState::DetachedDisconnected,
+    };
+    let standing =
+        Standing { ephemeral: standing.ephemeral && app.state() != api::AppState::Initializing, ..standing };
+    let one = |method: &'a str, name: &str, config: &'a Option<api::WebhookConfig>| {
+        let config = config.as_ref()?;
+        Some(Named { method, label: label(standing, name, &Wanted::from(config)), config })
+    };
+    let itself = one("", &function.function_name, &function.webhook_config);
+    let methods = function
+        .method_definitions
+        .iter()
+        .filter_map(|(name, method)| one(name, &method.function_name, &method.webhook_config));
+    itself.into_iter().chain(methods).collect()
+}
+
+/// Ports for a label, in an order that is its own.
+fn candidates(label: &str) -> impl Iterator<Item = u16> {
+    let digest = Sha256::digest(label.as_bytes());
+    let start = u16::from_be_bytes([digest[0], digest[1]]);
+    let count = PORTS.end() - PORTS.start() + 1;
+    (0..TRIES_MAX as u16).map(move |step| PORTS.start() + start.wrapping_add(step) % count)
+}

@@ -1,0 +1,345 @@
+"""Web functions: every kind of them, driven by plain HTTP clients, across restarts and redeployments."""
+
+import http.client
+import json
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import pytest
+from support.client import Client
+from support.server import Server
+from support.waits import wait_until
+
+KINDS = """
+image = modal.Image.debian_slim().pip_install("fastapi==0.115.12")
+app = modal.App("web-kinds")
+
+
+@app.function(image=image)
+@modal.fastapi_endpoint(docs=True)
+def greet(name: str = "you"):
+    return {"hello": name}
+
+
+@app.function()
+@modal.concurrent(max_inputs=100)
+@modal.asgi_app()
+def raw():
+    import asyncio
+    import os
+
+    seen = []
+
+    async def respond(send, body, status=200, headers=()):
+        await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await send({"type": "http.response.body", "body": body})
+
+    async def application(scope, receive, send):
+        if scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                await send({"type": message["type"] + ".complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+        path = scope["path"]
+        if path == "/scope":
+            kept = {k: scope[k] for k in ("type", "method", "path", "http_version", "scheme")}
+            kept["query"] = scope["query_string"].decode()
+            kept["headers"] = [[k.decode(), v.decode()] for k, v in scope["headers"]]
+            await respond(send, json.dumps(kept).encode(), 201, [(b"x-one", b"1"), (b"x-one", b"2")])
+        elif path == "/length":
+            total = 0
+            while True:
+                message = await receive()
+                total += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    break
+            await respond(send, str(total).encode())
+        elif path == "/large":
+            await respond(send, b"x" * int(scope["query_string"]))
+        elif path == "/events":
+            kind = (b"content-type", b"text/event-stream")
+            await send({"type": "http.response.start", "status": 200, "headers": [kind]})
+            for n in range(4):
+                await send({"type": "http.response.body", "body": b"data: %d\\n\\n" % n, "more_body": True})
+                await asyncio.sleep(0.5)
+            await send({"type": "http.response.body", "body": b""})
+        elif path == "/endless":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            seen.append("left")
+        elif path == "/seen":
+            await respond(send, json.dumps(seen).encode())
+        elif path == "/raise":
+            raise ValueError("on purpose")
+        elif path == "/die":
+            os._exit(3)
+        elif path == "/sleep":
+            await asyncio.sleep(float(scope["query_string"]))
+            await respond(send, b"slept")
+        else:
+            await respond(send, b"nothing here", 404)
+
+    return application
+
+
+@app.function()
+@modal.wsgi_app()
+def wsgi():
+    def application(environ, start_response):
+        body = environ["wsgi.input"].read()
+        start_response("200 OK", [("content-type", "text/plain")])
+        return [f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} {environ['QUERY_STRING']} {len(body)}".encode()]
+
+    return application
+
+
+@app.function()
+@modal.web_server(8000)
+def files():
+    import subprocess
+
+    subprocess.Popen(["python", "-m", "http.server", "8000", "--bind", "0.0.0.0", "--directory", "/etc"])
+
+
+@app.cls()
+class Counter:
+    @modal.enter()
+    def begin(self):
+        self.count = 0
+
+    @modal.wsgi_app(label="counts")
+    def count(self):
+        def application(environ, start_response):
+            self.count += 1
+            start_response("200 OK", [])
+            return [str(self.count).encode()]
+
+        return application
+
+    @modal.method()
+    def plain(self):
+        return "a method beside it"
+
+
+@app.function()
+@modal.wsgi_app(requires_proxy_auth=True)
+def guarded():
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        return [str(environ.get("HTTP_MODAL_SECRET")).encode()]
+
+    return application
+
+
+@app.function()
+def from_inside(url: str):
+    import urllib.request
+
+    own = modal.Function.from_name("web-kinds", "wsgi").get_web_url()
+    return [urllib.request.urlopen(address + "/inside?a=1", b"12345").read().decode() for address in (url, own)]
+"""
+
+
+def _urls(output: str) -> dict[str, str]:
+    """The addresses that a deployment printed, by function."""
+    found = re.findall(r"(?:Function (\w+)\s*│?\s*└── |(\w+\.\w+) -> )(http://\S+)", output.replace("│", ""))
+    return {function or method: url for function, method, url in found}
+
+
+def _get(url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    try:
+        request = urllib.request.Request(url, data, headers or {})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="module")
+def urls(module_client: Client) -> Iterator[dict[str, str]]:
+    path = module_client.write("kinds.py", "import json\n" + KINDS)
+    printed = module_client.modal("deploy", str(path), timeout_s=300).ok().stdout
+    yield _urls(printed)
+    module_client.modal("app", "stop", "web-kinds", "--yes").ok()
+
+
+def test_every_kind_answers(urls: dict[str, str], client: Client) -> None:
+    assert _get(urls["greet"] + "?name=bob") == (200, '{"hello":"bob"}')
+    assert _get(urls["greet"] + "/docs")[0] == 200
+    assert _get(urls["wsgi"] + "/a/b?c=d", b"body") == (200, "POST /a/b c=d 4")
+    status, listing = _get(urls["files"])
+    assert status == 200 and "Directory listing" in listing, listing
+    assert [_get(urls["Counter.count"])[1] for _ in range(3)] == ["1", "2", "3"], "one container serves them all"
+    run = client.program(
+        f"""
+        @modal.App("asks").local_entrypoint()
+        def main():
+            wsgi = modal.Function.from_name("web-kinds", "wsgi")
+            report("url", wsgi.get_web_url())
+            report("inside", modal.Function.from_name("web-kinds", "from_inside").remote({urls["wsgi"]!r}))
+            report("method", modal.Cls.from_name("web-kinds", "Counter")().plain.remote())
+            try:
+                wsgi.remote()
+            except modal.exception.InvalidError as error:
+                report("refused", str(error))
+        """
+    ).ok()
+    assert run["url"] == urls["wsgi"]
+    assert run["inside"] == ["POST /inside a=1 5"] * 2, "the address holds inside of containers, too"
+    assert run["method"] == "a method beside it" and "webhook" in run["refused"]
+
+
+def test_requests_and_responses_pass_unchanged(urls: dict[str, str]) -> None:
+    raw = urlsplit(urls["raw"])
+    connection = http.client.HTTPConnection(raw.hostname or "", raw.port, timeout=60)
+    connection.request("PATCH", "/scope?a=1&b=%20", b"", {"X-Mine": "yes", "X-Forwarded-For": "6.6.6.6"})
+    response = connection.getresponse()
+    scope = json.loads(response.read())
+    assert response.status == 201 and response.headers.get_all("x-one") == ["1", "2"]
+    headers = [tuple(pair) for pair in scope.pop("headers")]
+    assert scope == {
+        "type": "http",
+        "method": "PATCH",
+        "path": "/scope",
+        "http_version": "1.1",
+        "scheme": "http",
+        "query": "a=1&b=%20",
+    }
+    assert ("x-mine", "yes") in headers and ("host", raw.netloc) in headers
+    # The connection is kept, and a body of many pieces arrives whole.
+    pieces = [b"x" * 700_000] * 40
+    connection.request("POST", "/length", iter(pieces), {"Transfer-Encoding": "chunked"}, encode_chunked=True)
+    assert connection.getresponse().read() == b"28000000"
+    connection.request("GET", "/large?9000000")
+    assert len(connection.getresponse().read()) == 9_000_000
+    connection.request("GET", "/events")
+    response = connection.getresponse()
+    begun, arrived = time.monotonic(), []
+    while line := response.readline():
+        if line.startswith(b"data"):
+            arrived.append(time.monotonic() - begun)
+    assert len(arrived) == 4 and arrived[-1] - arrived[0] > 1.0, f"events come as they are made: {arrived}"
+    connection.close()
+
+
+def test_a_client_that_leaves_is_noticed(urls: dict[str, str]) -> None:
+    raw = urlsplit(urls["raw"])
+    connection = http.client.HTTPConnection(raw.hostname or "", raw.port, timeout=60)
+    connection.request("GET", "/endless")
+    response = connection.getresponse()
+    assert response.read(5) == b"begun"
+    response.close()
+    connection.close()
+    wait_until(lambda: "left" in _get(urls["raw"] + "/seen")[1], "the application learns of it", 20)
+
+
+def test_failures_are_answers(urls: dict[str, str], server: Server) -> None:
+    assert _get(urls["raw"] + "/raise")[0] == 500
+    status, text = _get(urls["raw"] + "/die")
+    assert status == 500, text
+    assert _get(urls["raw"] + "/sleep?0") == (200, "slept"), "another container takes over"
+    port = urlsplit(server.client_env()["MODAL_SERVER_URL"]).port
+    by_name = {"Host": f"main--web-kinds-wsgi.localhost:{port}"}
+    assert _get(f"http://127.0.0.1:{port}/x", headers=by_name) == (200, "GET /x  0")
+    assert _get(f"http://127.0.0.1:{port}/x", headers={"Host": "main--nobody.localhost"})[0] in (401, 404)
+
+
+def test_a_guarded_function_takes_its_tokens_only(urls: dict[str, str], client: Client) -> None:
+    made = client.program(
+        """
+        @modal.App("tokens").local_entrypoint()
+        def main():
+            token = modal.Workspace.from_context().proxy_tokens.create(name="for tests")
+            report("token", [token.token_id, token.token_secret])
+        """
+    ).ok()["token"]
+    assert made[0].startswith("wk-") and made[1].startswith("ws-")
+    pair = {"Modal-Key": made[0], "Modal-Secret": made[1]}
+    assert _get(urls["guarded"])[0] == 401
+    assert _get(urls["guarded"], headers={**pair, "Modal-Secret": "ws-wrong"})[0] == 401
+    assert _get(urls["guarded"], headers=pair) == (200, "None"), "the secret is not passed on"
+    client.program(
+        f"""
+        @modal.App("tokens").local_entrypoint()
+        def main():
+            tokens = modal.Workspace.from_context().proxy_tokens
+            assert {made[0]!r} in [token.token_id for token in tokens.list()]
+            tokens.delete({made[0]!r})
+        """
+    ).ok()
+    assert _get(urls["guarded"], headers=pair)[0] == 401
+
+
+def test_addresses_outlive_the_server(urls: dict[str, str], server: Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        cut_off = pool.submit(_get_or_error, urls["raw"] + "/sleep?20")
+        time.sleep(1)
+        server.kill_server()
+        assert cut_off.result() is None, "its connection ended with the server"
+    assert _get(urls["raw"] + "/sleep?0") == (200, "slept")
+    assert _get(urls["wsgi"] + "/again") == (200, "GET /again  0")
+    server.kill_server(away_s=2)
+    assert _get(urls["wsgi"] + "/again") == (200, "GET /again  0")
+
+
+def _get_or_error(url: str) -> tuple[int, str] | None:
+    try:
+        return _get(url)
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+VERSIONS = """
+app = modal.App("web-versions")
+
+@app.function()
+@modal.concurrent(max_inputs=20)
+@modal.asgi_app()
+def which():
+    import asyncio
+
+    async def application(scope, receive, send):
+        if scope["type"] == "lifespan":
+            return
+        await asyncio.sleep(0.2)
+        await send({{"type": "http.response.start", "status": 200, "headers": []}})
+        await send({{"type": "http.response.body", "body": b"{version}"}})
+
+    return application
+"""
+
+
+def test_a_redeployment_under_load_fails_no_request(client: Client) -> None:
+    def deploy(version: int) -> str:
+        path = client.write("versions.py", VERSIONS.format(version=version))
+        return _urls(client.modal("deploy", str(path)).ok().stdout)["which"]
+
+    url = deploy(1)
+    assert _get(url) == (200, "1")
+    answers: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            answers.append(_get(url))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert deploy(2) == url, "the address stays"
+    wait_until(lambda: _get(url) == (200, "2"), "the new version answers", 30)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {answer for answer in answers} == {(200, "1"), (200, "2")}, set(answers)
+    client.modal("app", "stop", "web-versions", "--yes").ok()
+    wait_until(lambda: _get_or_error(url) is None, "a stopped app has no address", 20)
