@@ -46,6 +46,14 @@ impl Bell {
         Self { waker: ring.clone().into(), ring }
     }
 
+    /// Does what may wake a task that polls right after it.
+    pub(super) fn quietly<T>(&self, act: impl FnOnce() -> T) -> T {
+        self.ring.state.store(POLLING, Ordering::Release);
+        let done = act();
+        self.ring.state.store(IDLE, Ordering::Release);
+        done
+    }
+
     /// Polls until that gives something or waits for something of the outside.
     pub(super) fn poll<T>(
         &self,
@@ -96,6 +104,8 @@ mod tests {
         });
         assert_eq!((polled, polls, count.0.load(Ordering::SeqCst)), (Poll::Pending, 3, 0));
         kept.unwrap().wake();
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        bell.quietly(|| bell.waker.wake_by_ref());
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         // Who never stops waking itself gives way.
         polls = 0;

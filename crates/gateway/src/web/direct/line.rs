@@ -146,9 +146,10 @@ impl Line {
         self.ended
     }
 
-    /// Sends a request; the answer comes while the line is driven.
+    /// Sends a request; the answer comes while the line is driven, which has to begin at once.
     pub(super) fn send(&mut self, request: Request<Sent>) -> Answering {
-        let answering = self.sender.try_send_request(request);
+        let Self { sender, bell, .. } = self;
+        let answering = bell.quietly(|| sender.try_send_request(request));
         Box::pin(async move {
             answering.await.map_err(|mut unanswered| {
                 let unsent = unanswered.take_message();
