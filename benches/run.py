@@ -35,7 +35,8 @@ def main() -> int:
     busy, steal = machine.busy_seconds(), machine.steal_seconds()
     rows: list[Row] = []
     try:
-        for name, benchmark in benchmarks(evoke_bin, baseline_bin, work).items():
+        lean = None if options.lean is None else [way for way in options.lean.split(",") if way != "off"]
+        for name, benchmark in benchmarks(evoke_bin, baseline_bin, work, lean).items():
             if not options.only or name in options.only:
                 print(f"{name}:", flush=True)
                 rows += benchmark()
@@ -50,20 +51,22 @@ def main() -> int:
     return 0 if all(row.met for row in rows) else 1
 
 
-def benchmarks(evoke_bin: Path, baseline_bin: Path, work: Path) -> dict[str, Callable[[], list[Row]]]:
+def benchmarks(
+    evoke_bin: Path, baseline_bin: Path, work: Path, lean: list[str] | None
+) -> dict[str, Callable[[], list[Row]]]:
     """Every benchmark by its name, each with a server and a data folder of its own."""
 
     def with_server(
         measure: Callable[[Evoke], list[Row]], name: str, bases: list[str] | None = HOST
     ) -> Callable[[], list[Row]]:
         def run() -> list[Row]:
-            with started(Evoke(evoke_bin, work / name, bases)) as evoke:
+            with started(Evoke(evoke_bin, work / name, bases, lean)) as evoke:
                 return measure(evoke)
 
         return run
 
     def million_run() -> list[Row]:
-        full, empty = Evoke(evoke_bin, work / "full"), Evoke(evoke_bin, work / "empty")
+        full, empty = (Evoke(evoke_bin, work / name, lean=lean) for name in ("full", "empty"))
         with started(full), started(empty):
             return million.measure(full, empty, work)
 
@@ -81,6 +84,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON too")
     parser.add_argument("--only", action="append", metavar="NAME", help="run this benchmark (may be repeated)")
+    parser.add_argument("--lean", help="the lean ways that containers take, as EVOKE_LEAN lists them; `off` for none")
     parser.add_argument("--keep", action="store_true", help="keep the data folders and logs")
     return parser.parse_args()
 

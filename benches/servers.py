@@ -32,13 +32,19 @@ HOST = ["host"]
 
 
 class Evoke:
-    """A server of the binary under test. `bases` is where the bases of images come from, in order; None leaves that
-    to the server."""
+    """A server of the binary under test. `bases` is where the bases of images come from, in order, `lean` the lean
+    ways that its containers take; None leaves that to the server."""
 
-    def __init__(self, binary: Path, data: Path, bases: list[str] | None = HOST) -> None:
+    def __init__(self, binary: Path, data: Path, bases: list[str] | None = HOST, lean: list[str] | None = None) -> None:
         data.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if bases is not None:
-            (data / "evoke.toml").write_text(f"[images]\norder = {json.dumps(bases)}\n")
+        settings = {"images": {"order": bases}, "containers": {"lean": lean}}
+        lines = [
+            f"[{section}]\n{key} = {json.dumps(value)}\n"
+            for section, keys in settings.items()
+            for key, value in keys.items()
+            if value is not None
+        ]
+        (data / "evoke.toml").write_text("".join(lines))
         self.data = data
         self.server = Server(binary, data)
 

@@ -94,7 +94,9 @@ def reused(evoke: Evoke, session: Session, before: dict[str, Any]) -> str:
     app = evoke.explain(session.app_id)
     if app["containers"] != 1:
         raise RuntimeError(f"the app has {app['containers']} containers: not the one that was warm")
-    return f"all by {after['task']} (process {after['pid']}), started once ({found['start_path']}), still there"
+    ways = ", ".join(after["ways"]) or "none, the official way"
+    once = f"started once ({found['start_path']}), still there"
+    return f"all by {after['task']} (process {after['pid']}), {once}; lean ways: {ways}"
 
 
 def map_rows(evoke: Evoke, bare: Bare, ours: Session, theirs: Session, served: dict[str, Any]) -> list[Row]:

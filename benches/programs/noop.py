@@ -32,7 +32,17 @@ def describe():
         "modal": modal.__version__,
         "grpclib": grpclib.__version__,
         "protobuf": protobuf.Type(),
+        "ways": ways(),
     }
+
+
+def ways():
+    """The lean ways that are taken; none is the official way."""
+    lean = sys.modules.get("evoke_runtime.lean")
+    taken = list(lean.taken) if lean else []
+    if "transport" in taken and sys.modules["evoke_runtime.transport"].answering() is None:
+        raise RuntimeError("the platform does not answer in frames")
+    return taken
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fixtures: one server for the session, a client per test, and the proof at the end that nothing is left."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -15,6 +16,10 @@ from support.server import Server
 BASE_S_MAX = 900.0
 # Where data folders go: the service user must be able to pass through every folder above.
 FOLDER_PARENT = "/var/tmp"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lean", help="the lean ways that containers take, as EVOKE_LEAN lists them; `off` for none")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,14 +54,16 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="session")
-def server(evoke_bin: Path, folders: Path, registry: Registry) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, evoke_bin: Path, folders: Path, registry: Registry) -> Iterator[Server]:
     """The session's server. EVOKE_E2E_DATA names a data folder to keep, with its images, from run to run."""
     kept = os.environ.get("EVOKE_E2E_DATA")
     data = Path(kept).absolute() if kept else folders / "data"
     data.mkdir(parents=True, exist_ok=True)
     mirrors = f'mirrors = {{ "registry.example" = ["{registry.address}"] }}'
     pythons = f'standalone_python = "{registry.address}/files/pythons"'
-    (data / "evoke.toml").write_text(f"[images]\n{pythons}\n[images.registry]\n{mirrors}\n")
+    lean = request.config.getoption("--lean")
+    ways = "" if lean is None else f"[containers]\nlean = {json.dumps([] if lean == 'off' else lean.split(','))}\n"
+    (data / "evoke.toml").write_text(f"[images]\n{pythons}\n[images.registry]\n{mirrors}\n{ways}")
     server = Server(evoke_bin, data)
     server.start()
     _have_a_base(server, folders)

@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub images: BaseConfig,
     /// What this machine says of itself.
     pub machine: MachineConfig,
+    /// What containers run with.
+    pub containers: ContainersConfig,
     /// The GPUs of this machine.
     pub gpu: GpuConfig,
     /// Bounds that this machine puts on what runs on it.
@@ -70,6 +72,45 @@ pub(crate) struct MachineConfig {
     pub region: Option<String>,
     /// The cloud that it is of, as in `cloud="aws"`.
     pub cloud: Option<String>,
+}
+
+/// What containers run with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ContainersConfig {
+    /// The lean ways between the client's runtime and the platform; none of them is the official way.
+    pub lean: Vec<Lean>,
+}
+
+/// A lean way, by the name that the containers' runtime knows it by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Lean {
+    /// Frames instead of HTTP/2.
+    Transport,
+    /// Stubs on first use, a greeting that is not waited for.
+    Start,
+    /// Inputs of plain functions without the way through the client's thread.
+    Inputs,
+}
+
+impl Default for ContainersConfig {
+    fn default() -> Self {
+        Self { lean: vec![Lean::Transport, Lean::Start, Lean::Inputs] }
+    }
+}
+
+impl ContainersConfig {
+    /// The same as containers are told.
+    pub(crate) fn lean_switch(&self) -> String {
+        let names = self.lean.iter().map(|lean| match lean {
+            Lean::Transport => "transport",
+            Lean::Start => "start",
+            Lean::Inputs => "inputs",
+        });
+        let names: Vec<_> = names.collect();
+        if names.is_empty() { "off".into() } else { names.join(",") }
+    }
 }
 
 /// The GPUs of this machine.
@@ -121,6 +162,7 @@ impl Default for Config {
             listen: LISTEN_DEFAULT.to_owned(),
             images: BaseConfig::default(),
             machine: MachineConfig::default(),
+            containers: ContainersConfig::default(),
             gpu: GpuConfig::default(),
             limits: LimitsConfig::default(),
             collection: CollectionConfig::default(),
@@ -234,10 +276,11 @@ mod tests {
     fn every_section_is_read() {
         let text = "listen = \"0.0.0.0:1\"\n[images]\norder = [\"host\"]\n\
                     registry.mirrors = { \"docker.io\" = [\"http://m\"] }\ndebian.mirror = \"http://d\"\n\
-                    [gpu]\ndeclared = [\"H100\"]\nsubstitute = { A10G = \"any\" }\n[limits]\nmemory_mib = 512\n";
+                    [containers]\nlean = [\"transport\"]\n[gpu]\ndeclared = [\"H100\"]\nsubstitute = { A10G = \"any\" }\n[limits]\nmemory_mib = 512\n";
         let config = load(text).unwrap();
         assert_eq!(config.listen, "0.0.0.0:1");
         assert_eq!(config.images.registry.mirrors["docker.io"], ["http://m"]);
+        assert_eq!(config.containers.lean_switch(), "transport");
         assert_eq!(config.gpu.substitute["A10G"], "any");
         assert_eq!(config.limits.memory_mib, Some(512));
     }
@@ -247,6 +290,10 @@ mod tests {
         assert!(refusal("lisen = \"x\"").contains("did you mean `listen`?"));
         assert!(refusal("[images]\nordr = []").contains("did you mean `images.order`?"));
         assert!(refusal("[gpu]\nzzzzzz = 1").contains("known keys here"));
+        assert!(
+            refusal("[containers]\nlean = [\"fast\"]")
+                .contains("expected one of `transport`, `start`, `inputs`")
+        );
         assert!(refusal("[limits]\nmemory_mib = \"a\"").contains("memory_mib"));
     }
 

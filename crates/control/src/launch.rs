@@ -26,6 +26,8 @@ const SHM_BYTES_MIN: u64 = 64 << 20;
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where Python finds user code and the client's packages.
 const PYTHON_PATH: &str = "/root:/pkg";
+/// Lists the lean ways that a container takes; an image, a secret or a function's environment may say otherwise.
+const LEAN_SWITCH: &str = "EVOKE_LEAN";
 /// Where user code lives, and the working folder where an image sets none.
 const HOME: &str = "/root";
 
@@ -127,9 +129,10 @@ impl Control {
         self.note_use(&row).await?;
         let image = read_built(&row)?;
         let mut layers: Vec<LayerRef> = image.layers.iter().map(LayerRef::from).collect();
-        if let Some(dependencies) = self.bundles.dependencies(&image).await? {
-            layers.push(dependencies);
-        }
+        let dependencies = self.bundles.dependencies(&image).await?;
+        // The lean runtime lies beside the dependencies.
+        let has_lean_runtime = dependencies.is_some();
+        layers.extend(dependencies);
         let mut seen = HashSet::new();
         for mount in definition.mount_ids.iter().filter(|id| seen.insert(id.as_str())) {
             layers.push(self.mount_layer(parse_id(mount)?).await?);
@@ -154,7 +157,7 @@ impl Control {
             binds: image.binds.iter().cloned().map(|(source, target)| HostBind { source, target }).collect(),
             shared: self.shared_mounts(&definition.shared_volume_mounts).await?,
             volumes: self.volume_mounts(&definition.volume_mounts).await?,
-            argv: [python, "-m", "modal._container_entrypoint"].map(String::from).to_vec(),
+            argv: [python, "-m", entrypoint(&env, has_lean_runtime)].map(String::from).to_vec(),
             env: env.into_iter().collect(),
             cwd: workdir.to_string(),
             container_arguments: self.arguments(task, function, &environment)?,
@@ -189,6 +192,7 @@ impl Control {
             default("HOME", HOME),
             default("LANG", "C.UTF-8"),
             default("PYTHONUNBUFFERED", "1"),
+            default(LEAN_SWITCH, &self.lean),
             ("PYTHONPATH".into(), python_path),
             ("MODAL_IS_REMOTE".into(), "1".into()),
             ("MODAL_TASK_ID".into(), task.to_string()),
@@ -275,6 +279,12 @@ impl Control {
             disk_max_bytes: self.disk_max_mib(definition).map(mib),
         }
     }
+}
+
+/// The module that a container runs: the official one, or ours that prepares the lean ways first.
+fn entrypoint(env: &BTreeMap<String, String>, has_lean_runtime: bool) -> &'static str {
+    let is_off = env.get(LEAN_SWITCH).is_none_or(|switch| switch.is_empty() || switch == "off");
+    if has_lean_runtime && !is_off { "evoke_runtime" } else { "modal._container_entrypoint" }
 }
 
 /// The name of the layer that a build function's container commits.

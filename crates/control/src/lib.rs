@@ -100,6 +100,8 @@ pub struct ControlConfig {
     pub machine: Machine,
     /// When what nothing needs is removed.
     pub collection: CollectionConfig,
+    /// The lean ways that containers take, as their runtime reads them: `transport,start,inputs`, or `off`.
+    pub lean: String,
 }
 
 /// The rooms that the control plane stands on.
@@ -157,6 +159,7 @@ pub struct Control {
     pub(crate) web: web::State,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) machine: Machine,
+    pub(crate) lean: String,
     pub(crate) calls: shell::Calls,
     pub(crate) registry: registry::Registry,
     pub(crate) schedules: schedules::Schedules,
@@ -203,6 +206,7 @@ impl Control {
         let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
+            lean: config.lean.clone(),
             config,
             calls: shell::Calls::new(engine, store.clone(), clock.clone()),
             store,

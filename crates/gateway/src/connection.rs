@@ -1,9 +1,9 @@
-//! Serves one connection, HTTP/2 or HTTP/1, to its end.
+//! Serves one connection, HTTP/2, HTTP/1 or a container's frames, to its end.
 
 use bytes::Bytes;
 use evoke_core::Error;
 use evoke_proto::grpc::{GrpcBody, is_grpc};
-use evoke_proto::{Peer, Service, grpc};
+use evoke_proto::{Peer, Service, frames, grpc};
 use http::{HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -54,6 +54,18 @@ pub(crate) trait Answers: Send + Sync + 'static {
         connection: &Arc<Connection>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<AnswerBody>> + Send;
+
+    /// What a connection of frames is served with; none where nobody who may use them comes this way.
+    fn frames(&self, _peer: Peer) -> Option<Calls> {
+        None
+    }
+}
+
+/// What the calls of a connection of frames are served with.
+pub(crate) struct Calls {
+    grpc: grpc::Grpc,
+    service: Arc<dyn Service>,
+    caller: grpc::Caller,
 }
 
 /// What is known of a connection.
@@ -165,6 +177,14 @@ impl Answers for Context {
         }
         self.http.respond(request, &caller).await.map(AnswerBody::Http)
     }
+
+    /// Frames come from containers alone: on the public listener a token says who asks, which they do not carry.
+    fn frames(&self, peer: Peer) -> Option<Calls> {
+        let Identity::Container(task) = self.identity else { return None };
+        let principal = evoke_core::Principal::Container(task);
+        let caller = grpc::Caller { principal, peer, origin: self.origin.clone() };
+        Some(Calls { grpc: self.grpc.clone(), service: self.service.clone(), caller })
+    }
 }
 
 fn is_platform_rpc(path: &str) -> bool {
@@ -188,6 +208,9 @@ where
         Ok(Err(error)) => return tracing::debug!(?peer, %error, "connection broke off"),
         Err(_elapsed) => return tracing::debug!(?peer, "connection said nothing"),
     };
+    if let (Version::Frames, Some(calls)) = (version, answers.frames(peer)) {
+        return frames::serve(&calls.grpc, calls.service, stream, calls.caller, stopped(&mut stop)).await;
+    }
     let shared = Arc::new((answers, connection));
     let service = service_fn(move |request| {
         let shared = shared.clone();
@@ -209,7 +232,7 @@ where
     let io = TokioIo::new(stream);
     let ended = match version {
         Version::Http2 => drive!(http2().serve_connection(io, service)),
-        Version::Http1 => drive!(http1().serve_connection(io, service).with_upgrades()),
+        Version::Http1 | Version::Frames => drive!(http1().serve_connection(io, service).with_upgrades()),
     };
     if let Err(error) = ended {
         tracing::debug!(?peer, %error, "connection ended early");

@@ -1,6 +1,7 @@
-//! Tells HTTP/2 from HTTP/1 by a connection's first bytes, and gives them back to be read again.
+//! Tells HTTP/2, HTTP/1 and frames apart by a connection's first bytes, and gives them back to be read again.
 
 use bytes::{Buf, BytesMut};
+use evoke_proto::frames::PREFACE;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,12 +11,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Room for the first read, in bytes: the preface with the settings that follow it.
 const FIRST_READ_LEN: usize = 256;
+/// What a connection of frames begins with, whatever their version.
+const FRAMES: &[u8] = PREFACE.split_at(PREFACE.len() - 1).0;
 
 /// The version that a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
     Http1,
     Http2,
+    /// The lean transport of containers.
+    Frames,
 }
 
 /// A connection, with bytes in front that were read already.
@@ -32,8 +37,9 @@ pub(crate) async fn detect<S: AsyncRead + Unpin>(
     loop {
         let ended = stream.read_buf(&mut front).await? == 0;
         let version = match (front.len() >= HTTP2.len(), ended) {
+            _ if front.starts_with(FRAMES) => Version::Frames,
             (true, _) if front.starts_with(HTTP2) => Version::Http2,
-            (false, false) if HTTP2.starts_with(&front) => continue,
+            (false, false) if HTTP2.starts_with(&front) || FRAMES.starts_with(&front) => continue,
             (_, true) if front.is_empty() => return Ok(None),
             _ => Version::Http1,
         };
@@ -85,11 +91,13 @@ mod tests {
     async fn tells_versions_apart_and_loses_no_byte() {
         let mut after_preface = HTTP2.to_vec();
         after_preface.extend(b"more");
-        let cases: [(&[u8], Version); 4] = [
+        let cases: [(&[u8], Version); 6] = [
             (&after_preface, Version::Http2),
             (b"GET / HTTP/1.1\r\n\r\n", Version::Http1),
             (b"PRI * HTTP/1.1\r\n\r\n", Version::Http1),
             (b"PR", Version::Http1),
+            (b"\0evoke\0\x63more", Version::Frames),
+            (b"\0ev", Version::Http1),
         ];
         for (bytes, expected) in cases {
             let (mut near, far) = tokio::io::duplex(3);

@@ -8,16 +8,20 @@
 //! - [`rpc`]: the table, [`rpc::find`] by path.
 //! - [`Service`]: what serves calls; [`Dispatcher`] is the one made of handlers, one per RPC.
 //! - [`grpc`]: serves a [`Service`] to a gRPC client.
+//! - [`frames`]: serves a [`Service`] to the lean transport of containers.
 //! - [`Status`]: a failed call; every [`evoke_core::Error`] becomes one.
 //! - [`web`]: requests to web functions between gateway and control plane.
 //! - [`worker`]: assignments, events and logs between control plane and worker.
 
 pub mod coverage;
 mod dispatcher;
+pub mod frames;
 pub mod grpc;
+mod invoke;
 pub mod rpc;
 mod service;
 mod status;
+mod timeout;
 pub mod web;
 pub mod worker;
 

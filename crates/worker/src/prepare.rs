@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// The name of the container's program with the guest.
 pub(crate) const MAIN_PROGRAM: &str = "main";
 
+/// The variable that tells the lean runtime where its platform's socket is.
+const SOCKET_VARIABLE: &str = "EVOKE_PLATFORM_SOCKET";
+
 /// A host user and group that own nothing: what is bound for them is nobody's inside.
 const NO_ONE: u32 = 0x6fff_ffff;
 
@@ -103,7 +106,10 @@ pub(crate) fn process_spec(
     devices: Vec<(String, String)>,
     (stdout, stderr): (OwnedFd, OwnedFd),
 ) -> ProcessSpec {
-    let mut ours = vec![("MODAL_SERVER_URL".to_owned(), origin())];
+    let mut ours = vec![
+        ("MODAL_SERVER_URL".to_owned(), origin()),
+        (SOCKET_VARIABLE.to_owned(), CONTAINER_SOCKET.to_owned()),
+    ];
     if !assignment.container_arguments.is_empty() {
         let path = format!("{INSIDE_FOLDER}/{ARGUMENTS_FILE}");
         ours.push(("MODAL_CONTAINER_ARGUMENTS_PATH".to_owned(), path));

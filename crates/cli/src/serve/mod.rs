@@ -100,6 +100,7 @@ impl Roles {
             builder_version: BUILDER_VERSION.to_owned(),
             machine: machine.has.clone(),
             collection: launch.config.collection.policy(),
+            lean: launch.config.containers.lean_switch(),
         };
         let control = Control::start(config, rooms);
         control

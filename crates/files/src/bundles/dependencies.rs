@@ -1,34 +1,26 @@
 //! The packages that the client depends on, under `/__modal/deps`.
 
 use super::{
-    Bundle, BundleError, Bundles, Package, Talk, build::make_folder, client::belongs_anywhere,
+    Bundle, BundleError, Bundles, Package, Talk, build::make_folder, client::belongs_anywhere, own,
     wheels::LocalWheel,
 };
 use crate::{
     ContentHash,
-    io_failure::IoContext,
     pypi::{Libc, MarkerEnv, Requirement, Target, Version, text_in_wheel, unpack_wheel},
 };
-use std::{
-    fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
 
 /// The newest image builder version whose images have the client's dependencies installed in them.
 const LAST_BUILDER_WITHOUT: &str = "2024.10";
 /// Wheels fetched side by side.
 const FETCHES_MAX: usize = 4;
-/// Appends the folder to Python's path when it starts.
-const SITECUSTOMIZE: &str = include_str!("sitecustomize.py");
 
 impl Bundles {
     /// The packages that the client of this version needs in images of the builder version `builder`, for
-    /// CPython 3.`python_minor` on `libc`: `/__modal/deps` and `/pkg/sitecustomize.py`. `None` for builder
+    /// CPython 3.`python_minor` on `libc`: `/__modal/deps`, with what is our own under `/pkg`. `None` for builder
     /// versions up to 2024.10, whose images have them installed. Made on first use; `talk` hears how it
     /// goes on.
     pub fn dependencies(
@@ -47,7 +39,7 @@ impl Bundles {
         let pins = self.pins(&version, builder, &target, talk)?;
         // Lists of one builder version may differ between client versions; the same list is the same bundle.
         let listed: String = pins.iter().map(|pin| format!("{}{}\n", pin.name, pin.specifiers)).collect();
-        let digest = ContentHash::of(format!("{listed}{SITECUSTOMIZE}").as_bytes()).to_hex();
+        let digest = ContentHash::of(format!("{listed}{}", own::digest()).as_bytes()).to_hex();
         let platform = format!("cp3{python_minor}-{}-{}", libc.tag(), target.arch);
         self.obtain(&format!("deps-{builder}-{platform}-{}", &digest[..8]), |tree| {
             talk(&format!("preparing the client's {} dependencies for {platform}", pins.len()));
@@ -58,7 +50,7 @@ impl Bundles {
             for wheel in &wheels {
                 unpack_wheel(&wheel.path, &deps, &belongs_anywhere)?;
             }
-            write_sitecustomize(tree)?;
+            own::write(tree)?;
             Ok(wheels.into_iter().map(Package::of).collect())
         })
         .map(Some)
@@ -125,14 +117,6 @@ fn needs_bundle(builder: &str) -> Result<bool, BundleError> {
     }
     // Year and month of fixed width compare as texts do.
     Ok(builder > LAST_BUILDER_WITHOUT)
-}
-
-fn write_sitecustomize(tree: &Path) -> Result<(), BundleError> {
-    let pkg = tree.join("pkg");
-    make_folder(&pkg)?;
-    let path = pkg.join("sitecustomize.py");
-    fs::write(&path, SITECUSTOMIZE).during("write", &path)?;
-    Ok(fs::set_permissions(&path, Permissions::from_mode(0o644)).during("set the mode of", &path)?)
 }
 
 #[cfg(test)]

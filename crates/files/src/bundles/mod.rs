@@ -10,8 +10,10 @@ mod bytecode;
 mod client;
 mod dependencies;
 mod error;
+mod own;
 mod wheels;
 
 pub use build::{Bundle, Bundles, Package, Talk};
 pub use bytecode::{BUNDLE_MOUNT, Bytecode, BytecodeJob};
 pub use error::BundleError;
+pub use own::digest as own_digest;

@@ -6,30 +6,23 @@
 
 mod read;
 mod respond;
-mod timeout;
 
 use bytes::{Buf, Bytes};
-use evoke_core::Principal;
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use http::{HeaderMap, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::fmt;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
+pub use crate::invoke::{BUFFERED_BYTES_MAX, Caller, MESSAGE_BYTES_MAX};
 pub use respond::GrpcBody;
 
-use crate::{CallContext, Code, Peer, Reply, Service, Status, rpc};
+use crate::invoke::{self, Budget};
+use crate::{CallContext, Reply, Service, Status};
 use read::MessageReader;
 
-/// Largest message accepted, in bytes.
-pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
-/// Bytes of request messages held at a time for the callers of one listener; further calls wait.
-pub const BUFFERED_BYTES_MAX: usize = 1 << 30;
 /// Body of a refused request that is read before answering, in bytes: a client that is answered and reset
 /// while it still sends may miss the answer.
 const DRAIN_BYTES_MAX: usize = 64 << 10;
@@ -40,17 +33,6 @@ const DRAIN_MS_MAX: u64 = 2_000;
 #[derive(Debug, Clone)]
 pub struct Grpc {
     budget: Budget,
-}
-
-/// Where a request came from, as its listener knows.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// Who asks.
-    pub principal: Principal,
-    /// The other end.
-    pub peer: Peer,
-    /// The base address by which the caller reaches this server; see [`CallContext::origin`].
-    pub origin: Arc<str>,
 }
 
 impl Default for Grpc {
@@ -69,6 +51,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 impl Grpc {
+    /// What frames of the same listener share with it.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// Answers one request. Never fails: what goes wrong is in the answer.
     pub async fn serve<B>(
         &self,
@@ -86,7 +73,7 @@ impl Grpc {
             return response;
         }
         let (head, mut body) = request.into_parts();
-        let checked = check(&head, &caller.principal);
+        let checked = invoke::find(head.uri.path(), &head.headers, &caller.principal);
         let (found, deadline) = match checked {
             Ok(checked) => checked,
             Err(status) => {
@@ -94,30 +81,11 @@ impl Grpc {
                 return respond::failure(status, &[]);
             }
         };
-        let context = CallContext::new(found, caller.principal, head.headers, caller.peer, caller.origin);
-        let call = AssertUnwindSafe(self.run(service, context.clone(), body)).catch_unwind();
-        let outcome = match deadline {
-            Some(at) => tokio::time::timeout_at(at, call).await,
-            None => Ok(call.await),
-        };
-        let result = match outcome {
-            Ok(Ok(result)) => result,
-            Ok(Err(_panic)) => {
-                tracing::error!(rpc = found.name, "a handler panicked");
-                Err(Status::internal(format!(
-                    "{} failed unexpectedly; the server's log says why",
-                    found.name
-                )))
-            }
-            Err(_elapsed) => Err(deadline_exceeded()),
-        };
-        match result {
+        let context = caller.calls(found, head.headers);
+        match invoke::run(found, deadline, self.run(service, context.clone(), body)).await {
             Ok(Reply::Unary(message)) => respond::unary(message, &context.warnings()),
             Ok(Reply::Stream(stream)) => respond::stream(stream, context, deadline),
-            Err(status) => {
-                tracing::debug!(rpc = found.name, code = ?status.code, message = status.message, "call failed");
-                respond::failure(status, &context.warnings())
-            }
+            Err(status) => respond::failure(status, &context.warnings()),
         }
     }
 
@@ -144,28 +112,6 @@ impl Grpc {
     }
 }
 
-type Checked = (&'static rpc::Rpc, Option<Instant>);
-
-/// What can be decided from the head alone, before any of the body is taken.
-fn check(head: &http::request::Parts, principal: &Principal) -> Result<Checked, Status> {
-    let path = head.uri.path();
-    let found = rpc::find(path).ok_or_else(|| Status::unimplemented(path))?;
-    found.authorize(principal)?;
-    let deadline = match head.headers.get("grpc-timeout") {
-        Some(value) => {
-            let timeout = timeout::parse(value.as_bytes())
-                .ok_or_else(|| Status::invalid("The header grpc-timeout does not parse"))?;
-            Some(Instant::now() + timeout)
-        }
-        None => None,
-    };
-    Ok((found, deadline))
-}
-
-fn deadline_exceeded() -> Status {
-    Status::new(Code::DeadlineExceeded, "The deadline that the client set passed")
-}
-
 async fn drain<B: Body + Unpin>(body: &mut B) {
     let read = async {
         let mut seen = 0;
@@ -178,31 +124,6 @@ async fn drain<B: Body + Unpin>(body: &mut B) {
     };
     // Running out of time is as good as the end: the answer follows.
     let _ = tokio::time::timeout(Duration::from_millis(DRAIN_MS_MAX), read).await;
-}
-
-/// The memory that the messages of one listener may take.
-#[derive(Debug, Clone)]
-struct Budget(Arc<Semaphore>);
-
-/// One permit of the budget, in bytes.
-const BUDGET_UNIT: usize = 1 << 10;
-/// Messages up to this size are not counted, in bytes; the bound on concurrent streams bounds them.
-const BUDGET_FREE: usize = 64 << 10;
-
-impl Budget {
-    fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes / BUDGET_UNIT)))
-    }
-
-    /// Waits until `bytes` may be held.
-    async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        if bytes <= BUDGET_FREE {
-            return None;
-        }
-        // The size is under MESSAGE_BYTES_MAX, so its units fit; the semaphore is never closed.
-        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX);
-        self.0.clone().acquire_many_owned(units).await.ok()
-    }
 }
 
 #[cfg(test)]

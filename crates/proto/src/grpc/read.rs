@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Budget, MESSAGE_BYTES_MAX};
+use crate::invoke::{Budget, MESSAGE_BYTES_MAX, message_too_large};
 use crate::{Code, Status};
 
 /// Bytes in front of each message: one of flags, four of length.
@@ -52,13 +52,7 @@ where
             return Err(Status::new(Code::Unimplemented, "Compressed messages are not supported"));
         }
         if length > MESSAGE_BYTES_MAX {
-            return Err(Status::new(
-                Code::InvalidArgument,
-                // The words of the status are what the client looks for.
-                format!(
-                    "A message of {length} bytes is over the limit of {MESSAGE_BYTES_MAX} (status = '413')"
-                ),
-            ));
+            return Err(message_too_large(length));
         }
         self.held = self.budget.take(length).await;
         self.take(length).await.map(Some)

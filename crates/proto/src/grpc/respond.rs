@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep};
 
-use super::deadline_exceeded;
+use crate::invoke::{DETAILS_BYTES_MAX, cut, deadline_exceeded};
 use crate::{BoxStream, CallContext, Code, Status};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -23,10 +23,6 @@ const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bi
 const WARNING: HeaderName = HeaderName::from_static("x-modal-warning");
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc+proto");
 
-/// Text put into one trailer, in bytes before encoding: clients bound the size of all trailers together.
-const TRAILER_TEXT_MAX: usize = 4 << 10;
-/// Details put into a trailer, in bytes before encoding.
-const DETAILS_MAX: usize = 12 << 10;
 /// Messages up to this size travel in one piece with their prefix, at the price of a copy.
 const COPY_MAX: usize = 16 << 10;
 
@@ -160,7 +156,7 @@ fn trailers(result: Result<(), Status>, warnings: &[String]) -> HeaderMap {
         if let Some(value) = text(&status.message) {
             map.insert(GRPC_MESSAGE, value);
         }
-        let details = status.details.filter(|details| details.len() <= DETAILS_MAX);
+        let details = status.details.filter(|details| details.len() <= DETAILS_BYTES_MAX);
         if let Some(Ok(value)) = details.map(|d| HeaderValue::from_str(&STANDARD_NO_PAD.encode(d))) {
             map.insert(GRPC_DETAILS, value);
         }
@@ -170,9 +166,5 @@ fn trailers(result: Result<(), Status>, warnings: &[String]) -> HeaderMap {
 
 /// Text as a header value, cut to the bound. Always succeeds: encoded text is printable ASCII.
 fn text(text: &str) -> Option<HeaderValue> {
-    let mut end = text.len().min(TRAILER_TEXT_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    HeaderValue::from_str(&utf8_percent_encode(&text[..end], ENCODED).to_string()).ok()
+    HeaderValue::from_str(&utf8_percent_encode(cut(text), ENCODED).to_string()).ok()
 }

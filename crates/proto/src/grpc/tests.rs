@@ -2,12 +2,12 @@
 
 use super::*;
 use bytes::BytesMut;
-use evoke_core::TaskId;
+use evoke_core::{Principal, TaskId};
 use http_body_util::{Full, StreamBody};
 use prost::Message;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{Dispatcher, api, encode, router};
+use crate::{CallContext, Dispatcher, Peer, api, encode, router};
 
 fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
     let mut bytes = vec![flag];

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Longest deadline kept; longer ones are as good as none, and this much fits any clock.
-const TIMEOUT_SECONDS_MAX: u64 = 30 * 24 * 3600;
+const TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The time that a header value such as `15S` or `100m` means.
 pub fn parse(value: &[u8]) -> Option<Duration> {
@@ -21,7 +21,7 @@ pub fn parse(value: &[u8]) -> Option<Duration> {
         b'n' => Duration::from_nanos(number),
         _ => return None,
     };
-    Some(timeout.min(Duration::from_secs(TIMEOUT_SECONDS_MAX)))
+    Some(timeout.min(TIMEOUT_MAX))
 }
 
 #[cfg(test)]
@@ -37,7 +37,7 @@ mod tests {
             ("100m", Some(Duration::from_millis(100))),
             ("7u", Some(Duration::from_micros(7))),
             ("99999999n", Some(Duration::from_nanos(99_999_999))),
-            ("99999999H", Some(Duration::from_secs(TIMEOUT_SECONDS_MAX))),
+            ("99999999H", Some(TIMEOUT_MAX)),
             ("", None),
             ("S", None),
             ("1", None),
