@@ -10,6 +10,9 @@ use std::time::Duration;
 /// The longest that a failure waits for a reader: one that does not read any more holds nothing up.
 pub(crate) const READERS_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// The longest that a failure waits for a reader to come at all.
+const FIRST_READER_MAX: Duration = Duration::from_millis(500);
+
 /// How far each reader is, by call and the reader's number.
 #[derive(Debug, Default)]
 struct Readers {
@@ -35,6 +38,8 @@ impl ChunkReaders {
         readers.last += 1;
         let number = readers.last;
         readers.by_call.entry(call).or_default().insert(number, 0);
+        drop(readers);
+        self.moved.wake(call);
         number
     }
 
@@ -59,21 +64,28 @@ impl ChunkReaders {
         self.moved.wake(call);
     }
 
-    /// Returns once every reader of the call has been given everything up to this index, or has had `most`.
+    /// Returns once every reader of the call has been given everything up to this index, or has had `most`. Where
+    /// nobody reads, the first one is waited for: the client begins to read beside asking for the outcome.
     pub(crate) async fn caught_up(&self, call: CallId, index: u64, most: Duration) {
-        let caught_up = async {
-            loop {
-                let waiter = self.moved.register(call);
-                let woken = waiter.woken();
-                let behind = |readers: &HashMap<u64, u64>| readers.values().any(|at| *at < index);
-                if !self.lock().by_call.get(&call).is_some_and(behind) {
-                    return;
-                }
-                woken.await;
-            }
-        };
-        if tokio::time::timeout(most, caught_up).await.is_err() {
+        let comes = self.until(call, |readers| readers.is_some());
+        if tokio::time::timeout(FIRST_READER_MAX.min(most), comes).await.is_err() {
+            return;
+        }
+        let reads = self.until(call, |readers| readers.is_none_or(|all| all.values().all(|at| *at >= index)));
+        if tokio::time::timeout(most, reads).await.is_err() {
             tracing::debug!(%call, index, "a reader of a generator's items does not read on");
+        }
+    }
+
+    /// Returns once `holds` of the readers of a call.
+    async fn until(&self, call: CallId, holds: impl Fn(Option<&HashMap<u64, u64>>) -> bool) {
+        loop {
+            let waiter = self.moved.register(call);
+            let woken = waiter.woken();
+            if holds(self.lock().by_call.get(&call)) {
+                return;
+            }
+            woken.await;
         }
     }
 }
@@ -88,7 +100,18 @@ mod tests {
         let (moment, long) = (Duration::from_millis(20), Duration::from_secs(600));
         let readers = ChunkReaders::default();
         let call = CallId::new(UnixMs(1), &mut SeededEntropy::new(1));
-        readers.caught_up(call, 3, long).await;
+        // Nobody comes.
+        readers.caught_up(call, 3, moment).await;
+        // Somebody comes only after the failure.
+        let late = async {
+            tokio::task::yield_now().await;
+            let reader = readers.join(call);
+            tokio::task::yield_now().await;
+            readers.given(call, reader, 3);
+            reader
+        };
+        let ((), reader) = tokio::join!(readers.caught_up(call, 3, long), late);
+        readers.leave(call, reader);
         let (one, two) = (readers.join(call), readers.join(call));
         readers.given(call, one, 3);
         readers.given(call, two, 2);
@@ -102,7 +125,6 @@ mod tests {
         assert!(begin.elapsed() >= moment);
         readers.leave(call, one);
         readers.leave(call, two);
-        readers.caught_up(call, 4, long).await;
         assert!(readers.lock().by_call.is_empty());
     }
 }
