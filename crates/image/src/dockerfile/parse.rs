@@ -100,7 +100,8 @@ impl Reader<'_> {
             "ONBUILD",
         ];
         if !known.contains(&keyword) {
-            return Err(self.error(format!("unknown instruction {keyword}")));
+            let all = known.join(", ");
+            return Err(self.error(format!("unknown instruction {keyword}: there are FROM, {all}")));
         }
         if rest.is_empty() && !matches!(keyword, "CMD" | "ENTRYPOINT") {
             return Err(self.error(format!("{keyword} needs an argument")));

@@ -116,7 +116,7 @@ fn reads_stages() {
 #[test]
 fn refuses() {
     let table = [
-        ("NOPE x", "unknown instruction NOPE"),
+        ("NOPE x", "unknown instruction NOPE: there are FROM, RUN, COPY"),
         ("ONBUILD RUN x", "ONBUILD is not supported"),
         ("RUN", "needs an argument"),
         ("COPY a", "at least one source"),
