@@ -27,7 +27,7 @@ def greet(name: str = "you"):
     return {"hello": name}
 
 
-@app.function()
+@app.function(image=image)
 @modal.concurrent(max_inputs=100)
 @modal.asgi_app()
 def raw():
@@ -76,6 +76,18 @@ def raw():
             while (await receive())["type"] != "http.disconnect":
                 pass
             seen.append("left")
+        elif path == "/generator":
+            from starlette.responses import StreamingResponse
+
+            async def forever():
+                try:
+                    while True:
+                        yield b"begun"
+                        await asyncio.sleep(0.1)
+                finally:
+                    seen.append("generator ended")
+
+            await StreamingResponse(forever())(scope, receive, send)
         elif path == "/seen":
             await respond(send, json.dumps(seen).encode())
         elif path == "/raise":
@@ -233,13 +245,15 @@ def test_requests_and_responses_pass_unchanged(urls: dict[str, str]) -> None:
 
 def test_a_client_that_leaves_is_noticed(urls: dict[str, str]) -> None:
     raw = urlsplit(urls["raw"])
-    connection = http.client.HTTPConnection(raw.hostname or "", raw.port, timeout=60)
-    connection.request("GET", "/endless")
-    response = connection.getresponse()
-    assert response.read(5) == b"begun"
-    response.close()
-    connection.close()
-    wait_until(lambda: "left" in _get(urls["raw"] + "/seen")[1], "the application learns of it", 20)
+    for path, said in (("/endless", "left"), ("/generator", "generator ended")):
+        connection = http.client.HTTPConnection(raw.hostname or "", raw.port, timeout=60)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.read(5) == b"begun"
+        response.close()
+        connection.close()
+        seen = urls["raw"] + "/seen"
+        wait_until(lambda seen=seen, said=said: said in _get(seen)[1], f"the application learns of it: {path}", 20)
 
 
 def test_failures_are_answers(urls: dict[str, str], server: Server) -> None:

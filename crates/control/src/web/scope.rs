@@ -80,7 +80,9 @@ fn scope(p: &mut Pickle, head: &WebHead, proxied: bool) {
     p.text("asgi");
     p.dict(|p| {
         text(p, "version", "3.0");
-        text(p, "spec_version", "2.4");
+        // From 2.4 on a client that is gone makes sending fail, which the official container does not do; before,
+        // frameworks listen for its message.
+        text(p, "spec_version", "2.3");
     });
     text(p, "http_version", &head.http_version);
     text(p, "scheme", &head.scheme);
@@ -157,7 +159,7 @@ mod tests {
     fn python_reads_an_http_scope() {
         let long = "9".repeat(300);
         let expected = format!(
-            "(({{'type': 'http', 'asgi': {{'version': '3.0', 'spec_version': '2.4'}}, 'http_version': '1.1', \
+            "(({{'type': 'http', 'asgi': {{'version': '3.0', 'spec_version': '2.3'}}, 'http_version': '1.1', \
              'scheme': 'http', 'path': '/a b/é', 'raw_path': b'/a%20b/%C3%A9', 'root_path': '', \
              'query_string': b'x=1&y=%20', 'headers': [(b'host', b'h:1'), (b'x-forwarded-for', b'{long}')], \
              'client': ('10.1.2.3', 45678), 'method': 'POST', 'extensions': {{'http.response.trailers': {{}}}}}},), {{}})\n"
