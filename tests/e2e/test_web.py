@@ -357,3 +357,82 @@ def test_a_redeployment_under_load_fails_no_request(client: Client) -> None:
     assert {answer for answer in answers} == {(200, "1"), (200, "2")}, set(answers)
     client.modal("app", "stop", "web-versions", "--yes").ok()
     wait_until(lambda: _get_or_error(url) is None, "a stopped app has no address", 20)
+
+
+SERVERS = """
+app = modal.App("web-servers")
+
+SERVER = '''
+import http.server, os, sys, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if self.path == "/slow":
+            time.sleep(3)
+        body = f"VERSION_HERE {os.environ['MODAL_TASK_ID']}".encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+'''
+
+
+def begin():
+    import subprocess
+    import sys
+
+    return subprocess.Popen([sys.executable, "-c", SERVER])
+
+
+@app.server(port=8000, unauthenticated=True, scaledown_window=2, exit_grace_period=10)
+class Plain:
+    @modal.enter()
+    def enter(self):
+        self.program = begin()
+
+    @modal.exit()
+    def leave(self):
+        print("the server was let go", flush=True)
+        self.program.terminate()
+
+
+@app.server(port=8000)
+class Guarded:
+    @modal.enter()
+    def enter(self):
+        self.program = begin()
+"""
+
+
+def test_servers_are_reached_as_they_are(client: Client, server: Server) -> None:
+    def deploy(version: int) -> None:
+        path = client.write("servers.py", SERVERS.replace("VERSION_HERE", str(version)))
+        client.modal("deploy", str(path)).ok()
+
+    deploy(1)
+    found = client.program(
+        """
+        @modal.App("asks-servers").local_entrypoint()
+        def main():
+            report("urls", [modal.Server.from_name("web-servers", name).get_url() for name in ("Plain", "Guarded")])
+        """
+    ).ok()["urls"]
+    plain, guarded = found
+    status, first = _get(plain)
+    assert (status, first.split()[0]) == (200, "1"), first
+    assert _get(plain) == (200, first), "the same container answers"
+    assert _get(guarded)[0] == 401, "a server is guarded unless it says otherwise"
+    server.kill_server()
+    assert _get(plain) == (200, first), "its container outlives the platform's server"
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(_get, plain + "/slow")
+        time.sleep(0.5)
+        deploy(2)
+        wait_until(lambda: _get(plain)[1].startswith("2"), "new requests go to new code", 30)
+        assert under_way.result() == (200, first), "what was under way is finished by old code"
+    wait_until(lambda: "let go" in client.modal("app", "logs", "web-servers").ok().stdout, "idle ones end", 30)
+    client.modal("app", "stop", "web-servers", "--yes").ok()

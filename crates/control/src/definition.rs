@@ -22,6 +22,9 @@ const MILLI_CPU_DEFAULT: u32 = 125;
 /// See [`MILLI_CPU_DEFAULT`].
 const MEMORY_MIB_DEFAULT: u32 = 128;
 
+/// Requests at a time that a server in a container is given at most, whatever it takes.
+const SERVER_REQUESTS_MAX: u32 = 10_000;
+
 /// Field numbers of the protocol that are read at the level of bytes.
 mod field {
     pub const CREATE_FUNCTION: u32 = 1;
@@ -120,8 +123,14 @@ impl Definition {
     ) -> FunctionConf {
         let function = &self.function;
         let timeout = positive(function.timeout_secs).unwrap_or(TIMEOUT_SECS_DEFAULT);
-        let startup = positive(function.startup_timeout_secs).unwrap_or(timeout);
+        let mut startup = positive(function.startup_timeout_secs).unwrap_or(timeout);
         let concurrency = function.max_concurrent_inputs.max(1);
+        let target = positive(function.target_concurrent_inputs).unwrap_or(concurrency);
+        let mut slots = Slots { timeout, concurrency, target };
+        if let Some(http) = function.http_config.as_ref().filter(|_| function.is_server) {
+            startup = positive(http.startup_timeout).unwrap_or(startup);
+            slots = self.slots_of_server(http);
+        }
         // What a function that makes an image wrote is taken when its container ends.
         let single_use =
             function.single_use_containers || function.max_inputs == 1 || function.is_builder_function;
@@ -132,20 +141,32 @@ impl Definition {
             definition_id: definition,
             generation,
             autoscaler: self.autoscaler(),
-            max_concurrent_inputs: concurrency,
-            target_concurrent_inputs: positive(function.target_concurrent_inputs).unwrap_or(concurrency),
+            max_concurrent_inputs: slots.concurrency,
+            target_concurrent_inputs: slots.target,
             batch_max_size: function.batch_max_size,
             batch_linger_ms: function.batch_linger_ms,
             single_use,
             max_inputs_per_container: positive(function.max_inputs),
             retry: self.retry(),
-            timeout_ms: u64::from(timeout) * 1000,
+            timeout_ms: u64::from(slots.timeout) * 1000,
             startup_timeout_ms: u64::from(startup) * 1000,
             is_generator: function.function_type() == api::function::FunctionType::Generator,
+            is_server: function.is_server,
             resources: self.resources(),
             gpus: Vec::new(),
             unsatisfiable: None,
         }
+    }
+
+    /// What a container with a server of the user's takes at a time: the server itself bounds that. How many
+    /// containers there are follows from the target; what is under way when one is let go has the grace period.
+    fn slots_of_server(&self, http: &api::HttpConfig) -> Slots {
+        let settings = self.function.autoscaler_settings.unwrap_or_default();
+        let asked = settings.target_concurrency_float.map(|target| target.ceil() as u32);
+        let asked = asked.or(settings.target_concurrency).or(positive(http.target_concurrency));
+        let target = asked.filter(|target| *target > 0).unwrap_or(SERVER_REQUESTS_MAX);
+        let concurrency = SERVER_REQUESTS_MAX;
+        Slots { timeout: http.exit_grace_period.max(1), concurrency, target: target.min(concurrency) }
     }
 
     /// What a container of this function reserves, GPUs apart.
@@ -166,10 +187,7 @@ impl Definition {
     /// What the definition asks for and this server does not do yet, in words for its author.
     pub fn ignored(&self) -> Vec<&'static str> {
         let function = &self.function;
-        let all = [
-            (function.http_config.is_some(), "servers (@app.server) are not served by this Evoke version"),
-            (function.proxy_id.is_some(), "proxy= is not served by this Evoke version"),
-        ];
+        let all = [(function.proxy_id.is_some(), "proxy= is not served by this Evoke version")];
         all.into_iter().filter(|(asked, _)| *asked).map(|(_, text)| text).collect()
     }
 
@@ -199,6 +217,13 @@ impl Definition {
             scaledown_window_ms: u64::from(window.unwrap_or(SCALEDOWN_WINDOW_SECS_DEFAULT)) * 1000,
         }
     }
+}
+
+/// What a container takes at a time, and for how long (seconds).
+struct Slots {
+    timeout: u32,
+    concurrency: u32,
+    target: u32,
 }
 
 /// The metadata of one method of a class's service function, or of a plain function's entry.

@@ -166,6 +166,7 @@ impl Control {
             gpus: Vec::new(),
             network: if definition.block_network { NetworkMode::Loopback } else { NetworkMode::Bridged },
             grace_ms: GRACE_MS,
+            ends_by_sigterm: definition.is_server,
             startup_timeout_ms: function.conf().startup_timeout_ms,
             commit_on_exit: builder.then(|| self.builder.layer_path(&layer_name(task))),
         })

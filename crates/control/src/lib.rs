@@ -299,6 +299,7 @@ impl Control {
         let _ = self.worker.set(worker);
         let adopted = self.calls.apply(self, |engine, now| Ok(engine.adopt(&alive, now))).await;
         adopted.map_err(|status| Error::internal(status.message))?;
+        self.watch_servers(&alive);
         let stopping: Vec<_> = {
             let live = self.registry.lock();
             live.apps.values().filter(|app| app.stopping).map(|app| app.row.id).collect()
@@ -412,6 +413,9 @@ impl Worker for NoWorker {
         _volume: evoke_core::VolumeId,
     ) -> Result<(), Error> {
         Err(Error::new(evoke_core::ErrorCode::Unavailable, "the server is still starting"))
+    }
+    fn address(&self, _task: evoke_core::TaskId) -> Option<std::net::IpAddr> {
+        None
     }
     fn set_current_input(
         &self,

@@ -60,6 +60,7 @@ fn unary(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         ClientHello => client_hello,
         ContainerHeartbeat => container_heartbeat,
         ContainerHello => container_hello,
+        ContainerServerLifecycleReady => container_server_lifecycle_ready,
         ContainerStop => container_stop,
         FunctionBindParams => function_bind_params,
         FunctionCallCancel => function_call_cancel,

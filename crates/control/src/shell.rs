@@ -213,6 +213,7 @@ impl Calls {
             Effect::WakeTask(_) => {}
             Effect::WakeHeartbeat(task) => self.heartbeats.wake(task),
             Effect::CurrentInput { task, current } => control.worker().set_current_input(task, current),
+            Effect::Leased { lease, to } => control.web.line.tell(lease, to),
             Effect::PoolChanged(function) => control.pool_changed(function),
             Effect::AppIdle(app) => control.spawn("app-stopped", move |control| async move {
                 if let Err(status) = control.app_stopped(app).await {

@@ -84,8 +84,7 @@ impl Engine {
             pool.stopped = true;
             let tasks = pool.tasks.clone();
             // Before the calls end: the containers go on with what they have until they are told.
-            let idle =
-                |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.ready.is_some() && t.running.is_empty());
+            let idle = |id: &TaskId| self.tasks.get(id).is_some_and(|t| t.ready.is_some() && t.is_idle());
             let (idle, busy): (Vec<TaskId>, Vec<TaskId>) = tasks.into_iter().partition(idle);
             self.end_calls(function, now, &mut out);
             for task in idle {
@@ -116,13 +115,14 @@ impl Engine {
 
     /// Ends all calls of a function, whatever their inputs do.
     fn end_calls(&mut self, function: FunctionId, now: UnixMs, out: &mut Out) {
+        let stopped = Failure::text(ResultStatus::Terminated, APP_STOPPED_TEXT);
+        self.refuse_line(function, &stopped, out);
         let calls = self.pools.get(&function).map(|p| p.calls.clone()).unwrap_or_default();
         for call in calls {
             let Some(known) = self.calls.get_mut(&call) else { continue };
             known.cancelled = true;
             for input in known.unfinished.clone() {
-                let stopped = Failure::text(ResultStatus::Terminated, APP_STOPPED_TEXT);
-                self.finish_input(input, stopped, None, now, out);
+                self.finish_input(input, stopped.clone(), None, now, out);
             }
             self.close_call(call, out);
         }

@@ -49,7 +49,7 @@ impl Engine {
     }
 
     /// The first question of a container is the end of its start.
-    fn note_ready(&mut self, id: TaskId, now: UnixMs, out: &mut Out) {
+    pub(crate) fn note_ready(&mut self, id: TaskId, now: UnixMs, out: &mut Out) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         if task.ready.is_some() {
             return;
@@ -66,6 +66,7 @@ impl Engine {
         }
         self.set_task_timer(id, now);
         self.wake_blocked();
+        self.grant(function, now, out);
         self.dirty.insert(function);
         out.effect(Effect::PoolChanged(function));
     }
@@ -89,7 +90,8 @@ impl Engine {
         }
         let Some(task) = self.tasks.get(&id) else { return Claim::KillSwitch };
         if task.stop != StopState::Serving {
-            return Claim::KillSwitch;
+            // Its server works on until its requests are over, and so must the program around it.
+            return if task.leases > 0 { Claim::Wait { until: None } } else { Claim::KillSwitch };
         }
         if task.handouts.len() >= slots as usize {
             return self.missed_or_wait(id, now);

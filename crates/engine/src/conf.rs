@@ -107,6 +107,8 @@ pub struct FunctionConf {
     pub startup_timeout_ms: u64,
     /// A generator or web function; its failures are not retried.
     pub is_generator: bool,
+    /// Its containers have a server of their own and ask for no inputs.
+    pub is_server: bool,
     /// What a container reserves, GPUs apart.
     pub resources: Resources,
     /// What GPUs a container may have, the most wanted first; empty where it needs none.

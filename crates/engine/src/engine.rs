@@ -4,6 +4,7 @@ use crate::cache::Cache;
 use crate::calls::{Call, Input};
 use crate::conf::{EngineConf, FunctionConf};
 use crate::devices::{Devices, Gpu};
+use crate::leases::{Lease, LeaseId};
 use crate::pool::{Pool, Task};
 use crate::request::{PoolInfo, TaskInfo};
 use crate::step::{Effect, Step};
@@ -12,7 +13,7 @@ use evoke_core::{AppId, CallId, Entropy, EnvironmentId, Error, FunctionId, Input
 use evoke_sched::{Limits, Reason, Worker, WorkerCapacity, WorkerId};
 use evoke_store::Grade;
 use evoke_store::calls::{CallWrite, Invocation, Key, keys};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Calls, inputs, attempts, containers and pools. See the crate's documentation for how it is driven.
 pub struct Engine {
@@ -33,6 +34,9 @@ pub struct Engine {
     pub(crate) cache: Cache,
     /// Calls that are over and still in memory, in the order of their end.
     pub(crate) over: VecDeque<Key>,
+    /// Requests that go to containers' own servers.
+    pub(crate) leases: HashMap<LeaseId, Lease>,
+    pub(crate) next_lease: u64,
     /// Pools to be planned before the method returns, or soon.
     pub(crate) dirty: BTreeSet<FunctionId>,
     /// Pools that found no place for a container.
@@ -99,6 +103,8 @@ impl Engine {
             timers: Timers::default(),
             cache,
             over: VecDeque::new(),
+            leases: HashMap::new(),
+            next_lease: 0,
             dirty: BTreeSet::new(),
             blocked: BTreeSet::new(),
             adopted: false,
@@ -205,6 +211,10 @@ impl Engine {
     /// Whether an input of an app has not ended.
     pub fn app_has_work(&self, app: AppId) -> bool {
         let pools = self.pools.values().filter(|pool| pool.app == app);
+        let leased = |task: &Task| task.app == app && task.leases > 0;
+        if pools.clone().any(|pool| !pool.line.is_empty()) || self.tasks.values().any(leased) {
+            return true;
+        }
         let mut calls = pools.flat_map(|pool| &pool.calls).filter_map(|key| self.calls.get(key));
         calls.any(|call| !call.unfinished.is_empty())
     }
@@ -315,7 +325,7 @@ impl Engine {
 
     /// The earliest time for a pool's next plan: at once for its first container, else debounced.
     fn plan_due(&self, pool: &Pool, now: UnixMs) -> UnixMs {
-        let first = !pool.queue.is_empty()
+        let first = pool.waiting() > 0
             && !pool.tasks.iter().any(|id| self.tasks.get(id).is_some_and(Task::is_serving));
         match pool.planned {
             // A last plan in the future means that the clock was set back.

@@ -33,6 +33,7 @@ mod data;
 mod devices;
 mod engine;
 mod explain;
+mod leases;
 mod limits;
 mod outputs;
 mod planning;
@@ -50,6 +51,7 @@ pub use engine::Engine;
 pub use evoke_sched::{Limited, Limits, WorkerCapacity, WorkerId};
 pub use evoke_store::Grade;
 pub use explain::{Noted, Reason};
+pub use leases::LeaseId;
 pub use request::{
     CallInfo, CallType, ChunksPoll, Claim, Claimed, ContainerEvent, ContainerExit, Direction, ExitCause,
     Invocation, Key, MapReply, MapRequest, NewInput, NewOutput, OutputFate, OutputRef, OutputsPoll,

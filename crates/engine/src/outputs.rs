@@ -170,19 +170,25 @@ impl Engine {
             }
         }
         let function = task.function;
-        if task.running.is_empty() {
-            let before = task.idle_since;
-            task.idle_since = now;
-            if let Some(pool) = self.pools.get_mut(&function) {
-                if pool.polls.remove(&(before, id)) {
-                    pool.polls.insert((now, id));
-                }
-            }
-            self.set_task_timer(id, now);
+        if task.is_idle() {
+            self.note_idle(id, now);
         }
         self.tag_output(id, out);
         self.dirty.insert(function);
         out.effect(Effect::PoolChanged(function));
+    }
+
+    /// A container works on nothing any more.
+    pub(crate) fn note_idle(&mut self, id: TaskId, now: UnixMs) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let before = task.idle_since;
+        task.idle_since = now;
+        if let Some(pool) = self.pools.get_mut(&task.function) {
+            if pool.polls.remove(&(before, id)) {
+                pool.polls.insert((now, id));
+            }
+        }
+        self.set_task_timer(id, now);
     }
 
     /// Puts an input that no container has back in line, now or after a delay.
@@ -264,9 +270,10 @@ impl Engine {
         for key in &keys {
             self.finish_input(*key, failure.clone(), None, now, out);
         }
+        let refused = self.refuse_line(function, failure, out);
         if !keys.is_empty() {
             out.effect(Effect::PoolChanged(function));
         }
-        keys.len() as u32
+        keys.len() as u32 + refused
     }
 }

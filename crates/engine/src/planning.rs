@@ -52,7 +52,7 @@ impl Engine {
             autoscaler: conf.autoscaler,
             target_concurrency: conf.target_concurrent_inputs.max(1),
             batch_max_size: conf.batch_max_size,
-            waiting: pool.queue.len() as u32,
+            waiting: pool.waiting(),
             running: 0,
             starting: 0,
             busy: 0,
@@ -62,7 +62,7 @@ impl Engine {
             typical_run_ms: pool.typical_run_ms,
             typical_start_ms: pool.typical_start_ms,
             // An input that has only just come has not waited for those before it.
-            moved: pool.queue.head_since().map_or(pool.moved, |since| since.max(pool.moved)),
+            moved: pool.head_since().map_or(pool.moved, |since| since.max(pool.moved)),
             cores: self
                 .workers
                 .values()
@@ -73,11 +73,11 @@ impl Engine {
         for task in serving(pool, &self.tasks) {
             if task.ready.is_none() {
                 snapshot.starting += 1;
-            } else if task.running.is_empty() {
+            } else if task.is_idle() {
                 snapshot.idle.push(IdleContainer { task: task.id, since: task.idle_since });
             } else {
                 snapshot.busy += 1;
-                snapshot.running += task.handouts.len() as u32;
+                snapshot.running += task.handouts.len() as u32 + task.leases;
             }
         }
         Some(snapshot)
@@ -88,7 +88,7 @@ impl Engine {
         let Some(pool) = self.pools.get(&function) else { return false };
         let Some(conf) = &pool.conf else { return false };
         let (needs, environment) = (conf.needs(), conf.environment_id);
-        let waiting = pool.queue.len() as u32;
+        let waiting = pool.waiting();
         let waited_ms = pool.waited_ms(now);
         let (needs, reached) = self.within_limits(environment, needs);
         if let Some(reached) = reached.filter(|_| needs.is_empty()) {
@@ -165,6 +165,7 @@ impl Engine {
             start_counted: false,
             handouts: BTreeMap::new(),
             running: BTreeSet::new(),
+            leases: 0,
             taken: 0,
             idle_since: now,
             failure: None,
@@ -270,7 +271,7 @@ impl Engine {
                     function: *other,
                     worker: task.worker,
                     resources: task.resources,
-                    idle_since: task.running.is_empty().then_some(task.idle_since),
+                    idle_since: task.is_idle().then_some(task.idle_since),
                     ready_since,
                     pool_size,
                     pool_min,

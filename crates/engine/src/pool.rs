@@ -2,6 +2,7 @@
 
 use crate::conf::FunctionConf;
 use crate::explain::Notes;
+use crate::leases::LeaseId;
 use crate::request::{PoolInfo, TaskInfo};
 use evoke_core::{AppId, DefinitionId, FunctionId, InputId, Resources, TaskId, UnixMs};
 use evoke_sched::{Batch, Queue, WorkerId};
@@ -33,6 +34,8 @@ pub(crate) struct Pool {
     /// Its app was stopped: it takes no calls.
     pub(crate) stopped: bool,
     pub(crate) queue: Queue,
+    /// Requests that wait for a container's own server, in their order.
+    pub(crate) line: BTreeMap<LeaseId, UnixMs>,
     /// Inputs that wait for their retry.
     pub(crate) backoff: BTreeSet<Key>,
     /// Containers that are not gone.
@@ -58,6 +61,7 @@ impl Pool {
             app,
             stopped: false,
             queue: Queue::default(),
+            line: BTreeMap::new(),
             backoff: BTreeSet::new(),
             tasks: BTreeSet::new(),
             polls: BTreeSet::new(),
@@ -85,10 +89,21 @@ impl Pool {
 
     /// How long inputs have waited without any of them being handed out.
     pub(crate) fn waited_ms(&self, now: UnixMs) -> u64 {
-        match self.queue.head_since() {
+        match self.head_since() {
             Some(since) => now.since(since.max(self.moved)),
             None => 0,
         }
+    }
+
+    /// Inputs and requests that no container has.
+    pub(crate) fn waiting(&self) -> u32 {
+        (self.queue.len() + self.line.len()) as u32
+    }
+
+    /// Since when the one waits that waits longest.
+    pub(crate) fn head_since(&self) -> Option<UnixMs> {
+        let first = self.line.first_key_value().map(|(_, since)| *since);
+        self.queue.head_since().into_iter().chain(first).min()
     }
 
     pub(crate) fn note_run(&mut self, ms: u64) {
@@ -100,16 +115,17 @@ impl Pool {
     }
 
     pub(crate) fn info(&self, tasks: &BTreeMap<TaskId, Task>) -> PoolInfo {
-        let mut info = PoolInfo { backlog: self.queue.len() as u32, ..PoolInfo::default() };
+        let mut info = PoolInfo { backlog: self.waiting(), ..PoolInfo::default() };
         let slots = self.conf.as_ref().map_or(1, |conf| conf.max_concurrent_inputs.max(1));
         let per_slot = self.batch().map_or(1, |batch| batch.max_size.max(1));
         for task in self.tasks.iter().filter_map(|id| tasks.get(id)) {
-            info.running_inputs += task.running.len() as u32;
+            info.running_inputs += task.running.len() as u32 + task.leases;
             if task.is_serving() {
                 info.containers += 1;
                 info.ready += u32::from(task.ready.is_some());
                 if task.ready.is_some() {
-                    info.headroom += slots.saturating_sub(task.handouts.len() as u32) * per_slot;
+                    info.headroom +=
+                        slots.saturating_sub(task.handouts.len() as u32 + task.leases) * per_slot;
                 }
             }
         }
@@ -157,7 +173,9 @@ pub(crate) struct Task {
     /// Inputs that it has, by hand-out; each hand-out takes one slot.
     pub(crate) handouts: BTreeMap<Key, Handout>,
     pub(crate) running: BTreeSet<Key>,
-    /// Inputs handed to it so far.
+    /// Requests that its own server works on.
+    pub(crate) leases: u32,
+    /// Inputs and requests handed to it so far.
     pub(crate) taken: u32,
     pub(crate) idle_since: UnixMs,
     /// Its own report of a failure (an import error, an enter hook).
@@ -171,6 +189,11 @@ pub(crate) struct Task {
 impl Task {
     pub(crate) fn is_serving(&self) -> bool {
         self.stop == StopState::Serving
+    }
+
+    /// Whether it works on nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.leases == 0
     }
 
     pub(crate) fn info(&self, inputs: Vec<InputId>) -> TaskInfo {

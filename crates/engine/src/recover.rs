@@ -71,6 +71,7 @@ impl Engine {
             start_counted: false,
             handouts: BTreeMap::new(),
             running: BTreeSet::new(),
+            leases: 0,
             // It has been ready, so its start is not to be counted as failed.
             taken: u32::from(phase(Phase::Ready).is_some()),
             idle_since: now,

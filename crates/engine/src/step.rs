@@ -1,5 +1,6 @@
 //! What a decision gives back: a reply, what must be stored, and what must be done.
 
+use crate::leases::LeaseId;
 use evoke_core::{AppId, CallId, DefinitionId, FunctionId, InputId, TaskId};
 pub use evoke_sched::WorkerId;
 use evoke_store::Grade;
@@ -66,6 +67,13 @@ pub enum Effect {
         task: TaskId,
         /// The one input that it works on.
         current: Option<(CallId, InputId)>,
+    },
+    /// A request that waited has a container, or never will, for this reason.
+    Leased {
+        /// Which.
+        lease: LeaseId,
+        /// The container.
+        to: Result<TaskId, String>,
     },
     /// The last container of this app is gone.
     AppIdle(AppId),

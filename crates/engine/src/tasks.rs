@@ -110,6 +110,7 @@ impl Engine {
     /// serve is stopped instead.
     pub(crate) fn drain_task(&mut self, id: TaskId, why: Reason, now: UnixMs, out: &mut Out) {
         let Some(task) = self.tasks.get(&id).filter(|task| task.is_serving()) else { return };
+        let (idle, leases) = (task.is_idle(), task.leases);
         if task.ready.is_none() {
             let how = self.how_to_stop(id);
             self.stop_task_now(id, how, why, now, out);
@@ -117,7 +118,27 @@ impl Engine {
         }
         self.note(id, why, now);
         self.set_stop_state(id, StopState::Draining, now, out);
-        out.effect(Effect::WakeTask(id));
+        if idle {
+            self.end_drained(id, now, out);
+        } else if leases == 0 {
+            // It may wait for more inputs beside those that it has.
+            out.effect(Effect::WakeTask(id));
+        }
+    }
+
+    /// A container that takes nothing more has finished what it had: it ends when its question for inputs is
+    /// answered so, or, where it asks for none, by an interrupt.
+    pub(crate) fn end_drained(&mut self, id: TaskId, now: UnixMs, out: &mut Out) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let conf = self.pools.get(&task.function).and_then(|pool| pool.conf.as_ref());
+        if conf.is_some_and(|conf| conf.is_server) {
+            let how = StopHow::Interrupt { grace_ms: self.conf.stop_grace_ms };
+            if self.mark_stopping(id, now, out) {
+                self.emit_stop(id, how, Reason::Drained, now, out);
+            }
+        } else {
+            out.effect(Effect::WakeTask(id));
+        }
     }
 
     /// Fences a container; false if it was already told to stop, or is gone.
@@ -168,16 +189,14 @@ impl Engine {
     /// Sets the deadline that fits a container's state. A stop sets its own.
     pub(crate) fn set_task_timer(&mut self, id: TaskId, now: UnixMs) {
         let Some(task) = self.tasks.get(&id) else { return };
-        let startup_ms = self
-            .pools
-            .get(&task.function)
-            .and_then(|pool| pool.conf.as_ref())
-            .map_or(STARTUP_TIMEOUT_MS, |conf| conf.startup_timeout_ms);
+        let conf = self.pools.get(&task.function).and_then(|pool| pool.conf.as_ref());
+        let startup_ms = conf.map_or(STARTUP_TIMEOUT_MS, |conf| conf.startup_timeout_ms);
+        let lease_ms = conf.map_or(0, |conf| conf.timeout_ms);
         let at = match (task.stop, task.ready, task.executed) {
             (StopState::Stopping, ..) => return,
-            (StopState::Draining, ..) => {
-                task.running.is_empty().then(|| now.plus_ms(self.conf.stop_grace_ms))
-            }
+            (StopState::Draining, ..) if task.is_idle() => Some(now.plus_ms(self.conf.stop_grace_ms)),
+            (StopState::Draining, ..) if task.leases > 0 => Some(task.stop_since.plus_ms(lease_ms)),
+            (StopState::Draining, ..) => None,
             (StopState::Serving, Some(_), _) => None,
             (StopState::Serving, None, Some(executed)) => Some(executed.plus_ms(startup_ms)),
             (StopState::Serving, None, None) => Some(task.queued.plus_ms(self.conf.placement_timeout_ms)),
@@ -204,7 +223,7 @@ impl Engine {
                 self.stop_task_now(id, StopHow::Kill, why, now, out);
                 self.start_failed(function, Failure::text(ResultStatus::Timeout, text), now, out);
             }
-            StopState::Draining if task.running.is_empty() => {
+            StopState::Draining if task.is_idle() || task.leases > 0 && task.running.is_empty() => {
                 let how = StopHow::Interrupt { grace_ms: self.conf.stop_grace_ms };
                 let why = Reason::Overdue { waited_ms: now.since(stop_since) };
                 self.stop_task_now(id, how, why, now, out);

@@ -505,6 +505,23 @@ fn a_new_generation_replaces_containers_when_they_are_done() {
 }
 
 #[test]
+fn a_drained_container_that_waits_for_more_beside_its_work_is_told_at_once() {
+    let mut conf = function(1);
+    conf.max_concurrent_inputs = 5;
+    let mut s = Shell::new(&[conf.clone()]);
+    s.call(1, Invocation::Sync, 1);
+    let task = s.started()[0];
+    s.claim(task, 1);
+    assert!(matches!(s.poll(task, 2), Claim::Wait { .. }));
+    s.effects.clear();
+    conf.generation = 2;
+    let step = s.engine.put_function(conf, s.now);
+    s.take(step);
+    assert!(s.effects.contains(&Effect::WakeTask(task)));
+    assert!(matches!(s.poll(task, 3), Claim::KillSwitch));
+}
+
+#[test]
 fn impossible_functions_fail_at_once_and_say_why() {
     let mut large = function(1);
     large.resources.memory_mib = 1 << 20;

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use evoke_core::{AppId, CallId, Error, FunctionId, InputId, Phase, TaskId, UnixMs, VolumeId};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +49,8 @@ pub struct Assignment {
     pub network: NetworkMode,
     /// How long it has to end after an interrupt before it is killed, in milliseconds.
     pub grace_ms: u64,
+    /// Whether it is interrupted by SIGTERM, which the official runtime of servers waits for, and not by SIGINT.
+    pub ends_by_sigterm: bool,
     /// How long it has to come from start to ready, in milliseconds.
     pub startup_timeout_ms: u64,
     /// Once its processes ended, what it wrote becomes a layer at this path (image builds).
@@ -387,6 +389,9 @@ pub trait Worker: Send + Sync {
 
     /// The same, but fails where files are open.
     async fn reload_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error>;
+
+    /// Where this machine reaches what a container listens on; none where it has no network, or is gone.
+    fn address(&self, task: TaskId) -> Option<IpAddr>;
 
     /// Names the input that a container works on, to tag its output by; none where that is not certain.
     fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>);

@@ -143,16 +143,18 @@ impl Runtime for HelperRuntime {
         let began = Instant::now();
         let id = spec.id.clone();
         let (reply, fds) = self.ask(Request::Start(Box::new(spec)), &[], SHORT_TIMEOUT).await?;
-        let Reply::Started { mut timings, env, root } = reply else { return Err(unexpected(&reply)) };
+        let Reply::Started { mut timings, env, root, address } = reply else {
+            return Err(unexpected(&reply));
+        };
         let mut fds = fds.into_iter();
         let (Some(pidfd), Some(control)) = (fds.next(), fds.next()) else {
-            return Err(unexpected(&Reply::Started { timings, env, root }));
+            return Err(unexpected(&Reply::Started { timings, env, root, address }));
         };
         let served = fds.collect();
         match wait_until_ready(control, &mut timings).await {
             Ok((control, listeners)) => {
                 timings.total_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                Ok(Started { pidfd, control, listeners, served, root, env, timings })
+                Ok(Started { pidfd, control, listeners, served, root, address, env, timings })
             }
             Err(error) => {
                 if let Err(cleanup) = self.destroy(&id).await {

@@ -85,6 +85,8 @@ pub struct Started {
     pub served: Vec<OwnedFd>,
     /// The host user that is its root.
     pub root: u32,
+    /// Its address, at which this machine reaches what it listens on; none where it has loopback only.
+    pub address: Option<std::net::Ipv4Addr>,
     /// Variables that its programs need for its devices. What [`crate::gpus::LIBRARY_PATH`] holds comes behind
     /// what they have there already.
     pub env: Vec<(String, String)>,

@@ -57,6 +57,8 @@ pub enum Reason {
     Asked,
     /// The container was told to stop and is still there.
     Overdue { waited_ms: u64 },
+    /// It takes nothing more and has finished what it had.
+    Drained,
     /// So many starts failed in a row that the waiting inputs failed.
     CrashLoop { failed_starts: u32, inputs: u32 },
 }
@@ -122,6 +124,7 @@ impl fmt::Display for Reason {
             Reason::CancelTerminates => f.write_str("a call was cancelled together with its containers"),
             Reason::StartupTimeout { timeout_ms } => write!(f, "it was not ready within {timeout_ms} ms"),
             Reason::Asked => f.write_str("a request asked for it"),
+            Reason::Drained => write!(f, "it takes nothing more and has finished what it had"),
             Reason::Overdue { waited_ms } => write!(f, "it was told to stop {waited_ms} ms ago"),
             Reason::CrashLoop { failed_starts, inputs } => {
                 write!(f, "{failed_starts} starts in a row failed; {inputs} waiting inputs fail with them")

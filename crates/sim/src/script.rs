@@ -161,6 +161,7 @@ fn function(n: u64, calm: bool, random: &mut Random) -> SimFunction {
             timeout_ms: random.pick(&[3_000, 10_000, 300_000]),
             startup_timeout_ms: random.pick(&[5_000, 30_000]),
             is_generator: random.permille(100),
+            is_server: false,
             resources: Resources {
                 milli_cpu: random.pick(&[125, 500, 1_000]),
                 memory_mib: random.pick(&[128, 512]),

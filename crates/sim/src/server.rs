@@ -106,6 +106,8 @@ impl World {
                     self.after(0, Event::Container(task, crate::world::Act::Heartbeat))
                 }
                 Effect::CurrentInput { .. } | Effect::AppIdle(_) | Effect::PoolChanged(_) => {}
+                // No client here goes past the calls.
+                Effect::Leased { .. } => {}
             }
         }
         let writes = writes.into_iter().map(Write::from).collect();

@@ -55,6 +55,7 @@ async fn adopt(shared: &Arc<Shared>, task: TaskId, kept: HashMap<Part, OwnedFd>)
     let mut record = Record::load(&shared.config.task_folder(task))
         .map_err(|error| Error::internal(format!("what was written down of it: {error}")))?;
     let (entry, mailbox) = Entry::new(task, record.generation, record.known.ready);
+    entry.set_address(record.address);
     let offsets = shared.deps.control.log_offsets(task).await;
     let live = Live::open(shared, &entry, &record, parts, offsets)
         .map_err(|error| Error::internal(format!("its descriptors: {error}")))?;

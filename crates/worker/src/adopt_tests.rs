@@ -209,6 +209,7 @@ fn assignment(n: u64) -> Assignment {
         grace_ms: 60_000,
         startup_timeout_ms: 600_000,
         commit_on_exit: None,
+        ends_by_sigterm: false,
     }
 }
 

@@ -137,6 +137,8 @@ impl Container {
                     return Event::Failed(error);
                 }
                 self.record.started_at = Some(self.shared.deps.clock.now());
+                self.record.address = started.address;
+                self.entry.set_address(started.address);
                 if let Err(error) = self.open(started) {
                     return Event::Failed(Error::internal(format!("the container's descriptors: {error}")));
                 }
@@ -191,6 +193,7 @@ impl Container {
                 Action::Start => self.job = Some(self.start()),
                 Action::RecordDescriptors => self.job = Some(self.record_descriptors()),
                 Action::Spawn => self.job = Some(self.spawn()),
+                Action::Interrupt if self.record.ends_by_sigterm => self.signal(Signal::TERM).await,
                 Action::Interrupt => self.signal(Signal::INT).await,
                 Action::Kill => self.signal(Signal::KILL).await,
                 Action::SaveRecord => self.save_record(),

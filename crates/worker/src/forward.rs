@@ -25,6 +25,11 @@ impl ContainerService {
         match context.rpc.name {
             "ContainerHello" => self.entry.note_hello(),
             "FunctionGetInputs" => self.entry.note_ready(),
+            // A container with a server of its own says only this.
+            "ContainerServerLifecycleReady" => {
+                self.entry.note_hello();
+                self.entry.note_ready();
+            }
             "FunctionPutOutputs" | "TaskResult" => self.entry.drain().await,
             _ => {}
         }

@@ -7,6 +7,7 @@ use evoke_core::{AppId, FunctionId, TaskId, UnixMs};
 use evoke_runtime::ProcId;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 const RECORD_FILE: &str = "record.json";
@@ -22,8 +23,14 @@ pub(crate) struct Record {
     pub accepted_at: UnixMs,
     /// When the guest ran.
     pub started_at: Option<UnixMs>,
+    /// Where this machine reaches what it listens on.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
     pub startup_timeout_ms: u64,
     pub commit_on_exit: Option<PathBuf>,
+    /// See [`evoke_proto::worker::Assignment::ends_by_sigterm`].
+    #[serde(default)]
+    pub ends_by_sigterm: bool,
     #[serde(default)]
     pub volumes: Vec<VolumeRecord>,
     /// The program's number with the guest; none until it was executed.

@@ -6,6 +6,7 @@ use crate::volumes::Volumes;
 use evoke_core::{CallId, InputId, TaskId};
 use evoke_proto::worker::Usage;
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub(crate) struct Entry {
     pub generation: u64,
     mailbox: mpsc::Sender<Event>,
     captures: OnceLock<[Capture; 2]>,
+    address: OnceLock<Ipv4Addr>,
     hello: AtomicBool,
     ready: AtomicBool,
     usage: Mutex<Usage>,
@@ -38,12 +40,25 @@ impl Entry {
             generation,
             mailbox,
             captures: OnceLock::new(),
+            address: OnceLock::new(),
             hello: AtomicBool::new(ready),
             ready: AtomicBool::new(ready),
             usage: Mutex::default(),
             volumes: Mutex::default(),
         };
         (Arc::new(entry), receiver)
+    }
+
+    /// Where this machine reaches what the container listens on.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.address.get().copied().map(IpAddr::V4)
+    }
+
+    pub(crate) fn set_address(&self, address: Option<Ipv4Addr>) {
+        if let Some(address) = address {
+            // A container is started once.
+            let _ = self.address.set(address);
+        }
     }
 
     pub(crate) fn note_hello(&self) {

@@ -16,6 +16,7 @@ use evoke_proto::worker::{
 };
 use evoke_runtime::Runtime;
 use futures::future::join_all;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -220,6 +221,10 @@ impl WorkerApi for WorkerHandle {
         self.volumes_of(task, volume)?.reload(volume).await
     }
 
+    fn address(&self, task: TaskId) -> Option<IpAddr> {
+        self.shared.registry.get(task).and_then(|entry| entry.address())
+    }
+
     fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>) {
         if let Some(entry) = self.shared.registry.get(task) {
             entry.set_current_input(current);
@@ -235,8 +240,10 @@ fn record_of(assignment: &Assignment, now: evoke_core::UnixMs) -> Record {
         generation: assignment.generation,
         accepted_at: now,
         started_at: None,
+        address: None,
         startup_timeout_ms: assignment.startup_timeout_ms,
         commit_on_exit: assignment.commit_on_exit.clone(),
+        ends_by_sigterm: assignment.ends_by_sigterm,
         volumes: assignment.volumes.iter().map(VolumeRecord::of).collect(),
         proc: None,
         known: Known::default(),

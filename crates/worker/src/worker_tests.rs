@@ -131,6 +131,7 @@ fn assignment(n: u64) -> Assignment {
         grace_ms: LONG_MS,
         startup_timeout_ms: LONG_MS,
         commit_on_exit: None,
+        ends_by_sigterm: false,
     }
 }
 

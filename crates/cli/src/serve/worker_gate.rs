@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use evoke_core::{CallId, Error, InputId, TaskId, VolumeId};
 use evoke_proto::worker::{Assignment, StopMode, Worker};
 use evoke_worker::WorkerHandle;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The worker, as control sees it.
@@ -44,6 +45,9 @@ impl Worker for WorkerGate {
     }
     async fn reload_volume(&self, task: TaskId, volume: VolumeId) -> Result<(), Error> {
         self.worker.reload_volume(task, volume).await
+    }
+    fn address(&self, task: TaskId) -> Option<IpAddr> {
+        self.worker.address(task)
     }
     fn set_current_input(&self, task: TaskId, current: Option<(CallId, InputId)>) {
         self.worker.set_current_input(task, current);

@@ -11,7 +11,7 @@ use evoke_proto::web::{WebAddress, WebEndpoint};
 use evoke_proto::{Status, api};
 use evoke_store::{Grade, WebPortRow, WebWrite};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Tries to find a port that nobody else has, before giving up.
@@ -60,9 +60,12 @@ impl Addresses {
 
 /// A web function or method of a definition.
 struct Named<'a> {
+    /// Empty for the definition itself.
     method: &'a str,
     label: Label,
-    config: &'a api::WebhookConfig,
+    requires_proxy_auth: bool,
+    /// Whether it is a server of the user's, which clients are told of in another place.
+    is_server: bool,
 }
 
 impl Control {
@@ -121,7 +124,7 @@ impl Control {
                         function: function.id,
                         method: named.method.to_owned(),
                         label: named.label.text.clone(),
-                        requires_proxy_auth: named.config.requires_proxy_auth,
+                        requires_proxy_auth: named.requires_proxy_auth,
                     };
                     endpoints.insert(named.label.text, endpoint);
                 }
@@ -176,28 +179,27 @@ impl Control {
         metadata: &mut api::FunctionHandleMetadata,
         function: &mut api::Function,
     ) -> Result<(), Status> {
-        let found: Vec<(String, Label)> = {
+        let found: Vec<(String, Label, bool)> = {
             let live = self.registry.lock();
-            named(&live, app, function).into_iter().map(|n| (n.method.to_owned(), n.label)).collect()
+            let named = named(&live, app, function).into_iter();
+            named.map(|named| (named.method.to_owned(), named.label, named.is_server)).collect()
         };
-        for (method, label) in found {
+        for (method, label, is_server) in found {
             let url = self.web_url(origin, &label.text).await?;
             let info = api::WebUrlInfo {
                 truncated: label.truncated,
                 label_stolen: self.web.addresses.is_others(&label.text, id),
                 ..Default::default()
             };
-            if method.is_empty() {
-                metadata.web_url.clone_from(&url);
-                (function.web_url, function.web_url_info) = (url, Some(info));
-                continue;
+            match (method.as_str(), function.method_definitions.get_mut(&method)) {
+                ("", _) if is_server => function.flash_service_urls = vec![url.clone()],
+                ("", _) => (function.web_url, function.web_url_info) = (url.clone(), Some(info)),
+                (_, Some(definition)) => {
+                    (definition.web_url, definition.web_url_info) = (url.clone(), Some(info))
+                }
+                (_, None) => {}
             }
-            if let Some(handle) = metadata.method_handle_metadata.get_mut(&method) {
-                handle.web_url.clone_from(&url);
-            }
-            if let Some(definition) = function.method_definitions.get_mut(&method) {
-                (definition.web_url, definition.web_url_info) = (url, Some(info));
-            }
+            show(metadata, &method, is_server, url);
         }
         Ok(())
     }
@@ -210,15 +212,8 @@ impl Control {
         function: &Function,
     ) -> api::FunctionHandleMetadata {
         let mut metadata = function.metadata.clone();
-        for (method, url) in self.urls_of(live, origin, function) {
-            match method.as_str() {
-                "" => metadata.web_url = url,
-                method => {
-                    if let Some(handle) = metadata.method_handle_metadata.get_mut(method) {
-                        handle.web_url = url;
-                    }
-                }
-            }
+        for (method, is_server, url) in self.urls_of(live, origin, function) {
+            show(&mut metadata, &method, is_server, url);
         }
         metadata
     }
@@ -226,28 +221,37 @@ impl Control {
     /// A function's settings, likewise.
     pub(crate) fn data_with_urls(&self, live: &Live, origin: &str, function: &Function) -> api::FunctionData {
         let mut data = function.definition.data.clone();
-        for (method, url) in self.urls_of(live, origin, function) {
-            match method.as_str() {
-                "" => data.web_url = url,
-                method => {
-                    if let Some(definition) = data.method_definitions.get_mut(method) {
-                        definition.web_url = url;
-                    }
-                }
+        for (method, is_server, url) in self.urls_of(live, origin, function) {
+            match (method.as_str(), data.method_definitions.get_mut(&method)) {
+                ("", _) if is_server => data.flash_service_urls = vec![url],
+                ("", _) => data.web_url = url,
+                (_, Some(definition)) => definition.web_url = url,
+                (_, None) => {}
             }
         }
         data
     }
 
-    fn urls_of(&self, live: &Live, origin: &str, function: &Function) -> BTreeMap<String, String> {
-        let Some(app) = live.apps.get(&function.app_id) else { return BTreeMap::new() };
+    fn urls_of(&self, live: &Live, origin: &str, function: &Function) -> Vec<(String, bool, String)> {
+        let Some(app) = live.apps.get(&function.app_id) else { return Vec::new() };
         let known = self.web.addresses.known();
         let named = named(live, app, &function.definition.function).into_iter();
         let urls = named.filter_map(|named| {
             let port = known.ports.get(&named.label.text)?;
-            Some((named.method.to_owned(), self.urls.web(origin, &named.label.text, *port)))
+            let url = self.urls.web(origin, &named.label.text, *port);
+            Some((named.method.to_owned(), named.is_server, url))
         });
         urls.collect()
+    }
+}
+
+/// Puts an address where clients look for it in a handle.
+fn show(metadata: &mut api::FunctionHandleMetadata, method: &str, is_server: bool, url: String) {
+    match (method, metadata.method_handle_metadata.get_mut(method)) {
+        ("", _) if is_server => metadata.experimental_flash_urls = vec![url],
+        ("", _) => metadata.web_url = url,
+        (_, Some(handle)) => handle.web_url = url,
+        (_, None) => {}
     }
 }
 
@@ -262,14 +266,25 @@ fn named<'a>(live: &Live, app: &App, function: &'a api::Function) -> Vec<Named<'
         workspace: WORKSPACE,
         environment: environment.map_or("", |environment| &environment.settings.webhook_suffix),
         app: name,
-        ephemeral: app.has_client() || app.state() == api::AppState::DetachedDisconnected,
+        ephemeral: matches!(
+            app.state(),
+            api::AppState::Ephemeral | api::AppState::Detached | api::AppState::DetachedDisconnected
+        ),
     };
-    let standing =
-        Standing { ephemeral: standing.ephemeral && app.state() != api::AppState::Initializing, ..standing };
     let one = |method: &'a str, name: &str, config: &'a Option<api::WebhookConfig>| {
         let config = config.as_ref()?;
-        Some(Named { method, label: label(standing, name, &Wanted::from(config)), config })
+        let label = label(standing, name, &Wanted::from(config));
+        Some(Named { method, label, requires_proxy_auth: config.requires_proxy_auth, is_server: false })
     };
+    if let Some(http) = function.http_config.as_ref().filter(|_| function.is_server) {
+        let label = label(standing, &function.function_name, &Wanted::default());
+        return vec![Named {
+            method: "",
+            label,
+            requires_proxy_auth: !http.unauthenticated,
+            is_server: true,
+        }];
+    }
     let itself = one("", &function.function_name, &function.webhook_config);
     let methods = function
         .method_definitions

@@ -1,7 +1,8 @@
 //! Web functions: which there are and under which names and ports ([`labels`], [`addresses`]), the requests to them
-//! ([`exchange`]), and the tokens that open those which are not for everybody ([`tokens`]).
+//! (by messages: [`exchange`]; as they are: [`direct`]), and the tokens that open those which are not for everybody ([`tokens`]).
 
 mod addresses;
+mod direct;
 mod exchange;
 mod labels;
 mod messages;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 pub(crate) struct State {
     pub(crate) addresses: addresses::Addresses,
     pub(crate) exchanges: exchange::Exchanges,
+    pub(crate) line: direct::Line,
     pub(crate) tokens: tokens::Tokens,
 }
 
@@ -41,6 +43,9 @@ impl WebApps for Control {
             self.store.room().await;
         }
         let me = self.me.upgrade().ok_or_else(shutting_down)?;
+        if let Some(port) = self.server_port(endpoint.function, &endpoint.method) {
+            return me.begin_direct(endpoint.function, port).await.map(Begun::Direct);
+        }
         let args = scope::arguments(&head, self.is_proxied(endpoint.function, &endpoint.method));
         me.begin_web(endpoint, &head, args).map(Begun::Messages)
     }

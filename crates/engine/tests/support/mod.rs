@@ -25,6 +25,7 @@ pub fn function(n: u128) -> FunctionConf {
         timeout_ms: 300_000,
         startup_timeout_ms: 30_000,
         is_generator: false,
+        is_server: false,
         resources: Resources { milli_cpu: 125, memory_mib: 128, gpus: Gpus::NONE },
         gpus: Vec::new(),
         unsatisfiable: None,

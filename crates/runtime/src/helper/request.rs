@@ -87,6 +87,8 @@ pub(crate) enum Reply {
         env: Vec<(String, String)>,
         /// The host user that is its root.
         root: u32,
+        /// Its address on the bridge; none where it has loopback only.
+        address: Option<std::net::Ipv4Addr>,
     },
     Ended(Ended),
     Ids(Vec<String>),

@@ -144,7 +144,7 @@ impl Helper {
         let orders = Orders { binds: targets, links: devices.links, address, cgroup2 };
         send_orders(spec, orders, served[1].as_fd(), &mounts)?;
         timings.helper_us = micros(began);
-        Ok((Reply::Started { timings, env: devices.env, root: base }, served))
+        Ok((Reply::Started { timings, env: devices.env, root: base, address }, served))
     }
 
     /// Leases and makes what the container needs, noting each at once so that it is given back.

@@ -146,6 +146,7 @@ impl Runtime for FakeRuntime {
             listeners,
             served: Vec::new(),
             root: 0,
+            address: None,
             env: Vec::new(),
             timings: StartTimings::default(),
         })
