@@ -177,3 +177,56 @@ def test_a_build_that_is_left_or_killed_leaves_nothing(server: Server, client: C
     assert "cut off by a restart" in killed.end().flat
     wait_until(lambda: not builds(), "the end of a build whose server was killed", 60.0)
     assert sorted((server.data / "layers").iterdir()) == before
+
+
+MOUNTS = """\
+FROM python:3.11-slim-bookworm AS made
+RUN mkdir -p /out/deep && echo made > /out/deep/file && ln -s deep/file /out/link && echo also > /out/other
+
+FROM python:3.11-slim-bookworm
+WORKDIR /work
+COPY files /copied
+RUN --mount=type=bind,source=files,target=/all --mount=source=files/one.txt,target=one.txt,rw \\
+    --mount=type=bind,from=made,source=/out,target=/made --mount=from=made,source=/out/other,target=/other <<EOF
+set -ex
+test "$(cat /all/one.txt one.txt /made/link /other)" = "$(printf 'one\\none\\nmade\\nalso')"
+! touch /all/new && ! touch /made/new
+echo changed > one.txt
+EOF
+RUN --mount=type=secret,id=api_key,target=/keys/one,mode=0440 --mount=type=secret,id=API_KEY,env=COPY_OF_KEY \\
+    --mount=type=secret,id=absent --mount=type=tmpfs,target=/scratch,size=1m <<EOF
+set -e
+test "$(cat /keys/one) $COPY_OF_KEY $(stat -c %a /keys/one)" = "$API_KEY $API_KEY 440"
+test ! -e /run/secrets/absent
+grep ' /scratch tmpfs' /proc/mounts
+! head -c 2000000 /dev/zero > /scratch/large
+EOF
+ARG turn
+RUN --mount=type=cache,target=/cache,id=CACHE echo $turn >> /cache/turns && cp /cache/turns /turns
+"""
+
+
+def test_mounts_of_run(client: Client) -> None:
+    client.write("Dockerfile", MOUNTS.replace("CACHE", token_hex(8)), prelude=False)
+    client.write("files/one.txt", "one\n", prelude=False)
+    program = """
+        args = {"turn": os.environ.get("E2E_TURN", "")}
+        secret = modal.Secret.from_dict({"API_KEY": os.environ.get("E2E_KEY", "")})
+        image = modal.Image.from_dockerfile("Dockerfile", build_args=args, secrets=[secret])
+        app = modal.App("mounts")
+
+        @app.function(image=image, serialized=True)
+        def look():
+            import os
+            stubs = ["/all", "/made", "/other", "/work/one.txt", "/keys", "/run/secrets", "/scratch", "/cache"]
+            return open("/turns").read().split(), [path for path in stubs if os.path.exists(path)]
+
+        @app.local_entrypoint()
+        def main():
+            report("look", look.remote())
+        """
+    key = token_hex(8)
+    for turns in (["a"], ["a", "b"]):
+        run = client.program(program, env={"E2E_TURN": turns[-1], "E2E_KEY": key}).ok()
+        assert run["look"] == [turns, []]
+        assert key not in run.output

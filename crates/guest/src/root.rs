@@ -8,7 +8,7 @@ use crate::mounts::{attach, attach_dir, clone_at, file_target, new_mount, set_re
 use crate::step::{Step, StepError, invalid};
 use crate::tree;
 use crate::volumes::attach_volume;
-use crate::wire::Setup;
+use crate::wire::{MemoryFolder, Setup, SuppliedFile};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{fchdir, pivot_root};
@@ -88,6 +88,9 @@ pub(crate) fn assemble(setup: &Setup, fds: SetupFds) -> Result<(), StepError> {
     let root = fds.root.as_fd();
     attach(root, open_path(STAGE).step("opening the stage")?.as_fd()).step("attaching the root")?;
     attach_kernel_file_systems(setup, &fds)?;
+    for folder in &setup.memory {
+        attach_memory(root, folder).step(format!("mounting {}", folder.target))?;
+    }
     for (bind, mount) in setup.binds.iter().zip(&fds.binds) {
         let target = if bind.directory {
             tree::make_dirs(root, bind.target.as_bytes())
@@ -106,6 +109,15 @@ pub(crate) fn assemble(setup: &Setup, fds: SetupFds) -> Result<(), StepError> {
     supply_files(setup, root)?;
     mask(root)?;
     leave_host(root)
+}
+
+/// Anybody may write there, as in `/tmp`.
+fn attach_memory(root: BorrowedFd<'_>, folder: &MemoryFolder) -> io::Result<()> {
+    let size = folder.bytes_max.map(|bytes| bytes.to_string());
+    let options: Vec<(&str, &str)> =
+        [("mode", "1777")].into_iter().chain(size.as_deref().map(|size| ("size", size))).collect();
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    attach_dir(new_mount("tmpfs", &options, flags)?.as_fd(), root, folder.target.trim_start_matches('/'))
 }
 
 /// A read-only folder of the machine has what it has.
@@ -186,9 +198,9 @@ fn supply_files(setup: &Setup, root: BorrowedFd<'_>) -> Result<(), StepError> {
     let files = new_mount("tmpfs", &[("size", "1m"), ("mode", "0755")], flags).step("mounting the files")?;
     attach(files.as_fd(), open_path(FILES_STAGE).step("opening the stage")?.as_fd())
         .step("attaching the files")?;
-    for (index, (target, content)) in setup.files.iter().enumerate() {
-        let name = format!("f{index}");
-        write_file(files.as_fd(), &name, content.as_bytes()).step(format!("writing {target}"))?;
+    for (index, file) in setup.files.iter().enumerate() {
+        let (name, target) = (format!("f{index}"), &file.path);
+        write_file(files.as_fd(), &name, file).step(format!("writing {target}"))?;
         let mount = clone_at(files.as_fd(), &name).step(format!("cloning {target}"))?;
         let target_fd = file_target(root, target).step(format!("making {target}"))?;
         attach(mount.as_fd(), target_fd.as_fd()).step(format!("binding {target}"))?;
@@ -196,10 +208,13 @@ fn supply_files(setup: &Setup, root: BorrowedFd<'_>) -> Result<(), StepError> {
     Ok(())
 }
 
-fn write_file(at: BorrowedFd<'_>, name: &str, content: &[u8]) -> io::Result<()> {
+fn write_file(at: BorrowedFd<'_>, name: &str, wanted: &SuppliedFile) -> io::Result<()> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o644))?;
-    io::Write::write_all(&mut std::fs::File::from(file), content)
+    let mut file = std::fs::File::from(rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o600))?);
+    io::Write::write_all(&mut file, wanted.content.as_bytes())?;
+    let (uid, gid) = wanted.owner;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(wanted.mode & 0o777))?)
 }
 
 fn mask(root: BorrowedFd<'_>) -> Result<(), StepError> {

@@ -44,8 +44,11 @@ pub struct Setup {
     /// way, anything else stays.
     #[serde(default)]
     pub links: Vec<(String, String)>,
-    /// Files that the machine supplies: absolute path in the root and content (`/etc/hosts` and its like).
-    pub files: Vec<(String, String)>,
+    /// Folders that are in memory.
+    #[serde(default)]
+    pub memory: Vec<MemoryFolder>,
+    /// Files that the machine supplies, in memory (`/etc/hosts` and its like).
+    pub files: Vec<SuppliedFile>,
     /// What to listen on before any program runs.
     pub listeners: Vec<Listen>,
     /// Size of `/dev/shm` in bytes.
@@ -61,6 +64,35 @@ pub struct BindTarget {
     pub target: String,
     /// Whether the source is a directory (else a file).
     pub directory: bool,
+}
+
+/// A folder of the root that is kept in memory, and is gone with the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryFolder {
+    /// Absolute path in the root; made if it does not exist.
+    pub target: String,
+    /// Bytes that fit into it; half of the machine's memory where not given.
+    pub bytes_max: Option<u64>,
+}
+
+/// A file of the root that is kept in memory, and is gone with the container.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuppliedFile {
+    /// Absolute path in the root; made if it does not exist.
+    pub path: String,
+    /// What it holds.
+    pub content: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Its user and group, as the container counts them.
+    pub owner: (u32, u32),
+}
+
+// What it holds may be a secret.
+impl std::fmt::Debug for SuppliedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SuppliedFile").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 /// Where one volume appears: mounted below [`crate::VOLUMES_FOLDER`], with a symbolic link that leads there.

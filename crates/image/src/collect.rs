@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Names of folders that hold what is on its way for a moment; what is older was left by a killed server.
-const PASSING: &str = "gather-";
+pub(crate) const PASSING: &str = "gather-";
 /// How old something on its way may be (milliseconds).
 const PASSING_MS_MAX: u64 = 24 * 3600 * 1000;
 /// Layers of the client's packages, compiled.

@@ -4,7 +4,7 @@ use crate::error::{ImageError, Result};
 use crate::glob;
 use crate::log::{LogSink, LogStream};
 use crate::spec::LayerOwner;
-use crate::steps::{Builder, Command, CommandEnd, Copy, CopyFrom, LayerSize, Root};
+use crate::steps::{Builder, Command, CommandEnd, Copy, CopyFrom, LayerSize, Mount, MountOwner, Root};
 use crate::survey::{LayerFacts, Surveyor};
 use async_trait::async_trait;
 use evoke_core::{Entropy as _, SystemEntropy};
@@ -68,6 +68,16 @@ impl RuntimeBuilder {
     }
 
     async fn start(&self, root: &Root, binds: Vec<Bind>, network: bool) -> Result<Container> {
+        self.start_with(root, binds, &[], network).await
+    }
+
+    async fn start_with(
+        &self,
+        root: &Root,
+        binds: Vec<Bind>,
+        mounts: &[Mount],
+        network: bool,
+    ) -> Result<Container> {
         let id = format!("{PREFIX}{:016x}", SystemEntropy::default().next_u64());
         let layers = root
             .layers
@@ -88,6 +98,22 @@ impl RuntimeBuilder {
             owner: Owner::Single { uid: NO_ONE, gid: NO_ONE },
         });
         spec.binds = host.chain(binds).collect();
+        spec.leaves_no_stubs = true;
+        for mount in mounts {
+            match mount {
+                Mount::Bind { source, owner, target, writable } => spec.binds.push(Bind {
+                    source: source.clone(),
+                    target: target.clone(),
+                    read_only: !writable,
+                    owner: match owner {
+                        MountOwner::Server => self.service,
+                        MountOwner::Layer => Owner::Canonical,
+                    },
+                }),
+                Mount::Memory(folder) => spec.memory.push(folder.clone()),
+                Mount::File(file) => spec.files.push(file.clone()),
+            }
+        }
         spec.network = if network { Network::Bridged } else { Network::Loopback };
         spec.hostname = "build".into();
         spec.grace_ms = 0;
@@ -267,7 +293,7 @@ impl Builder for RuntimeBuilder {
             })
             .collect();
         let root = self.with_layer(&command.root).await?;
-        let container = self.start(&root, binds, command.network).await?;
+        let container = self.start_with(&root, binds, &command.mounts, command.network).await?;
         let program = Program::Exec { argv: command.argv };
         let end = container.run(program, command.env, &command.cwd, &command.user, log).await?;
         let size = match command.commit.filter(|_| end.success()) {

@@ -30,6 +30,7 @@ fn command(commit: Option<&str>) -> Command {
         cwd: "/w".into(),
         user: "me".into(),
         binds: vec![ReadOnlyBind { source: "/d/network".into(), target: "/__evoke/host".into() }],
+        mounts: Vec::new(),
         network: true,
         commit: commit.map(PathBuf::from),
     }

@@ -33,6 +33,35 @@ pub struct ReadOnlyBind {
     pub target: PathBuf,
 }
 
+/// What a command sees of other files than its root's; no layer keeps any of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mount {
+    /// A file or folder of this machine.
+    Bind {
+        /// A folder of the server's own, or what is at a path of a layer.
+        source: PathBuf,
+        /// Whose files it holds; those of a layer can't be written.
+        owner: MountOwner,
+        /// Absolute path inside.
+        target: String,
+        /// Whether it can be written.
+        writable: bool,
+    },
+    /// A folder in memory.
+    Memory(evoke_runtime::MemoryFolder),
+    /// A file in memory.
+    File(evoke_runtime::SuppliedFile),
+}
+
+/// Whose files a mount holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountOwner {
+    /// The server's own user's; they appear as root's.
+    Server,
+    /// Those of a layer.
+    Layer,
+}
+
 /// A command to run in a container of its own.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -48,6 +77,8 @@ pub struct Command {
     pub user: String,
     /// What it sees besides.
     pub binds: Vec<ReadOnlyBind>,
+    /// What else it sees.
+    pub mounts: Vec<Mount>,
     /// Whether it has a network.
     pub network: bool,
     /// Where what it changed becomes a layer when it exits with 0; nothing is kept where not given.

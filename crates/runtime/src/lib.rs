@@ -36,13 +36,20 @@ pub use helper_client::HelperRuntime;
 pub use runtime::{
     Ended, Finding, FindingState, LayerStats, Runtime, RuntimeError, StartError, StartTimings, Started, Usage,
 };
-pub use spec::{Bind, ContainerSpec, Layer, Limits, ListenerSpec, Network, Owner, Served, Volume};
+pub use spec::{
+    Bind, ContainerSpec, Layer, Limits, ListenerSpec, MemoryFolder, Network, Owner, Served, SuppliedFile,
+    Volume,
+};
 pub use volume_entry::{Collected, VolumeEntry, VolumeEntryKind};
 
 /// Layers of one container at most.
 pub const LAYERS_MAX: usize = 192;
 /// Binds of one container at most.
 pub const BINDS_MAX: usize = 32;
+/// Folders in memory of one container at most.
+pub const MEMORY_FOLDERS_MAX: usize = 32;
+/// Bytes of the files that one container is given at most.
+pub const SUPPLIED_BYTES_MAX: usize = 512 * 1024;
 /// Served mounts of one container at most.
 pub const SERVED_MAX: usize = 16;
 /// GPUs of one container at most.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 /// One socket that is open in the container before any program runs.
 pub type ListenerSpec = Listen;
+pub use evoke_guest::wire::{MemoryFolder, SuppliedFile};
 
 /// Everything needed to start one container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +21,12 @@ pub struct ContainerSpec {
     pub binds: Vec<Bind>,
     /// The volumes in it; at most [`crate::VOLUMES_MAX`].
     pub volumes: Vec<Volume>,
+    /// Folders of its root that are in memory; at most [`crate::MEMORY_FOLDERS_MAX`].
+    pub memory: Vec<MemoryFolder>,
+    /// Files that it is given in memory; at most [`crate::SUPPLIED_BYTES_MAX`] bytes in all.
+    pub files: Vec<SuppliedFile>,
+    /// Where something is mounted that no layer has, no empty folder and no empty file stays in what is committed.
+    pub leaves_no_stubs: bool,
     /// What of its root a process of the server's serves; at most [`crate::SERVED_MAX`].
     pub served: Vec<Served>,
     /// The names of the GPUs that it has, and nobody else; at most [`crate::GPUS_MAX`].
@@ -48,6 +55,9 @@ impl ContainerSpec {
             layers,
             binds: Vec::new(),
             volumes: Vec::new(),
+            memory: Vec::new(),
+            files: Vec::new(),
+            leaves_no_stubs: false,
             served: Vec::new(),
             gpus: Vec::new(),
             network: Network::Bridged,

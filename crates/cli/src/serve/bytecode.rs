@@ -142,6 +142,7 @@ impl Inner {
             cwd: "/".to_owned(),
             user: String::new(),
             binds: vec![ReadOnlyBind { source: dependencies, target: FROM.into() }],
+            mounts: Vec::new(),
             network: false,
             commit: Some(path.to_path_buf()),
         };

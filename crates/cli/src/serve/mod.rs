@@ -200,9 +200,6 @@ async fn rooms(
     let steps = Arc::new(RuntimeBuilder::new(runtime, uid, gid, layers.clone()));
     steps.sweep().await.context("removing what builds of an earlier server left")?;
     let fetcher = Fetcher::from_host(&launch.host_env).map_err(Error::from)?;
-    let home = launch.host_env.path(names::HOME);
-    let network = HostNetwork::read(&names::read, Path::new("/"), home.as_deref(), &inside("run/network"))
-        .context("reading how this machine reaches package indexes")?;
     let base = BaseTools {
         fetcher: fetcher.clone(),
         builder: steps.clone(),
@@ -210,7 +207,7 @@ async fn rooms(
         clock: clock.clone(),
         layers: layers.clone(),
         downloads: inside("spool/downloads"),
-        network: Arc::new(network),
+        network: Arc::new(host_network(launch, &inside("run/network"))?),
         uses: Default::default(),
         ecr_endpoint: launch.host_env.first(&ECR_ENDPOINT).map(str::to_owned),
     };
@@ -218,8 +215,13 @@ async fn rooms(
     bases.host.never.push(data.path().to_path_buf());
     let surveys = Surveys::new(base.index.clone(), steps.clone());
     let contexts = Arc::new(images::Contexts::default());
-    let tools =
-        BuildTools { base, context: contexts.clone(), staging: inside("spool/staging"), steps_at_once };
+    let tools = BuildTools {
+        base,
+        context: contexts.clone(),
+        staging: inside("spool/staging"),
+        caches: inside("caches"),
+        steps_at_once,
+    };
     let index = PackageIndex::new(fetcher.clone(), IndexConfig::of_host(&launch.host_env));
     let of_client = evoke_files::bundles::Bundles::open(&inside("bundles"), &launch.host_env, index)?;
     let bytecode = bytecode::Bytecode::new(steps, layers.clone(), of_client.clone(), uid, gid);
@@ -249,6 +251,13 @@ async fn rooms(
         web_listeners,
         clock,
     })
+}
+
+/// How this machine reaches package indexes, for builds.
+fn host_network(launch: &Launch, folder: &Path) -> Result<HostNetwork> {
+    let home = launch.host_env.path(names::HOME);
+    HostNetwork::read(&names::read, Path::new("/"), home.as_deref(), folder)
+        .context("reading how this machine reaches package indexes")
 }
 
 /// The user and group that this server runs as and whose files it makes.

@@ -9,12 +9,12 @@ use crate::steps::{Command, Copy, CopyFrom, LayerSize};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// One lock per layer that is being made.
+/// Locks by name: one per layer that is being made, one per cache that is used.
 #[derive(Default)]
 pub(super) struct Locks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
 
 impl Locks {
-    fn of(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn of(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lock) = locks.get(digest).and_then(Weak::upgrade) {
             return lock;
@@ -75,18 +75,23 @@ impl Inner {
             say(log, format!("note: {note}"));
         }
         let network = &self.tools.base.network;
+        let mut mounts = self.mount(step, run, request, log).await?;
+        let secrets: Vec<_> = request.secret_env.iter().cloned().chain(mounts.env.drain(..)).collect();
         let command = Command {
             root: step.onto.clone(),
             argv: run.argv.clone(),
-            env: environment(network.env(), &run.env, &request.secret_env),
+            env: environment(network.env(), &run.env, &secrets),
             cwd: run.cwd.clone(),
             user: run.user.clone(),
             binds: network.bind().cloned().into_iter().collect(),
+            mounts: std::mem::take(&mut mounts.mounts),
             network: run.network,
             commit: Some(layer.path.clone()),
         };
         let tail = Tail::new(log);
-        let (end, size) = self.tools.base.builder.run(command, &tail).await?;
+        let ran = self.tools.base.builder.run(command, &tail).await;
+        self.unmount(mounts).await?;
+        let (end, size) = ran?;
         if end.success() {
             return Ok(size);
         }
@@ -116,12 +121,12 @@ impl Inner {
                 (CopyFrom::Tree(self.tools.context.tree(&mount.id).await?), sources.clone())
             }
             CopyOrigin::Staged { files, sources } => {
-                staged = stage::make(&self.tools, &request.recipe, files).await?;
+                staged = stage::make(&self.tools, &request.recipe, files, false).await?;
                 (CopyFrom::Tree(staged.path().to_owned()), sources.clone())
             }
             CopyOrigin::Archive { file, name } => {
                 let files = [(name.clone(), file.clone())];
-                staged = stage::make(&self.tools, &request.recipe, &files).await?;
+                staged = stage::make(&self.tools, &request.recipe, &files, false).await?;
                 let path = staged.path().join(name);
                 return stage::extract(&self.tools, step, &path, &copy.destination, &layer.path).await;
             }

@@ -3,6 +3,7 @@
 
 mod function;
 mod layers;
+mod mounts;
 mod probe;
 mod side_by_side;
 mod stage;
@@ -38,6 +39,8 @@ pub struct BuildTools {
     pub context: Arc<dyn Context>,
     /// Where copies are put together.
     pub staging: PathBuf,
+    /// Folders of `RUN --mount=type=cache`, which are kept.
+    pub caches: PathBuf,
     /// Steps of all builds that run at the same time, at most.
     pub steps_at_once: usize,
 }
@@ -67,6 +70,8 @@ pub(crate) struct Inner {
     bases: Bases,
     pub(crate) tools: BuildTools,
     locks: Locks,
+    /// Those of caches.
+    caches: Locks,
     running: Mutex<HashMap<String, Running>>,
     /// Tells forced builds apart.
     forced: AtomicU64,
@@ -95,6 +100,7 @@ impl ImageBuilder {
             turns: tokio::sync::Semaphore::new(tools.steps_at_once.max(1)),
             tools,
             locks: Locks::default(),
+            caches: Locks::default(),
             running: Mutex::default(),
             forced: AtomicU64::new(0),
             bringing: tokio::sync::Mutex::new(()),

@@ -81,6 +81,7 @@ pub(super) async fn look(builder: &dyn Builder, image: &mut ImageSpec, log: &dyn
             cwd: "/".into(),
             user: String::new(),
             binds: Vec::new(),
+            mounts: Vec::new(),
             network: false,
             commit: None,
         };

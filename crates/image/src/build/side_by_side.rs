@@ -4,7 +4,7 @@
 use super::{BuildRequest, Inner};
 use crate::error::{ImageError, Result};
 use crate::log::{LogSink, Tagged, say};
-use crate::plan::{Action, CopyOrigin, Plan, Step};
+use crate::plan::{Action, BindOrigin, CopyOrigin, CopyPlan, MountPlan, Plan, Step};
 use std::collections::HashSet;
 use tokio::sync::watch;
 
@@ -26,14 +26,16 @@ impl Made {
 
 /// The layers that a step stands on or copies from, of those that the plan makes.
 fn needs<'a>(step: &'a Step, planned: &HashSet<&str>) -> HashSet<&'a str> {
-    let copied = match &step.action {
-        Action::Copy(copy) => match &copy.from {
-            CopyOrigin::Image { root, .. } => root.layers.as_slice(),
-            _ => &[],
-        },
-        _ => &[],
-    };
-    let layers = step.onto.layers.iter().chain(copied);
+    let mut roots = vec![&step.onto];
+    match &step.action {
+        Action::Copy(CopyPlan { from: CopyOrigin::Image { root, .. }, .. }) => roots.push(root),
+        Action::Run(run) => roots.extend(run.mounts.iter().filter_map(|mount| match mount {
+            MountPlan::Bind { from: BindOrigin::Image { root, .. }, .. } => Some(root),
+            _ => None,
+        })),
+        _ => {}
+    }
+    let layers = roots.into_iter().flat_map(|root| &root.layers);
     layers.map(|layer| layer.digest.as_str()).filter(|digest| planned.contains(digest)).collect()
 }
 

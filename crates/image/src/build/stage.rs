@@ -31,11 +31,12 @@ enum Source {
     Url(String, Option<String>),
 }
 
-/// Puts a folder together; it goes when the value is dropped.
+/// Puts a folder together; it goes when the value is dropped. What will be written to must be `copies`.
 pub(super) async fn make(
     tools: &BuildTools,
     recipe: &Recipe,
     files: &[(String, StagedFile)],
+    copies: bool,
 ) -> Result<tempfile::TempDir> {
     let mut tree = None;
     let mut sources = Vec::new();
@@ -73,7 +74,7 @@ pub(super) async fn make(
             }
             match source {
                 Source::Bytes(bytes) => write(&target, &bytes)?,
-                Source::File(path) => link_or_copy(&path, &target)?,
+                Source::File(path) => link_or_copy(&path, &target, copies)?,
                 Source::Url(url, checksum) => fetch(&fetcher, &url, checksum.as_deref(), &target)?,
             }
         }
@@ -95,13 +96,13 @@ fn write(target: &Path, bytes: &[u8]) -> Result<()> {
 
 /// A hard link where both lie on one file system and nothing forbids it, else a copy. What is a symbolic link
 /// stays one.
-fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+fn link_or_copy(from: &Path, to: &Path, copies: bool) -> Result<()> {
     let kind = from.symlink_metadata().map_err(|e| ImageError::io("look at", from, &e))?;
     if kind.is_symlink() {
         let target = std::fs::read_link(from).map_err(|e| ImageError::io("read", from, &e))?;
         return std::os::unix::fs::symlink(target, to).map_err(|e| ImageError::io("make", to, &e));
     }
-    if kind.is_file() && std::fs::hard_link(from, to).is_ok() {
+    if !copies && kind.is_file() && std::fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
     std::fs::copy(from, to).map(drop).map_err(|e| ImageError::io("copy", from, &e))

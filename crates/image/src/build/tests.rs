@@ -4,6 +4,7 @@ use super::*;
 use crate::context::ContextEntry;
 use crate::log::tests::Kept;
 use crate::recipe::ContextMount;
+use crate::steps::Mount;
 use crate::testing::{FakeBuilder, tools};
 use async_trait::async_trait;
 use std::time::Duration;
@@ -33,6 +34,7 @@ fn world(fake: FakeBuilder) -> World {
         base: tools(folder.path(), fake.clone()),
         context: Arc::new(Tree(tree)),
         staging: folder.path().join("staging"),
+        caches: folder.path().join("caches"),
         steps_at_once: 4,
     };
     let builder = ImageBuilder::new(BaseConfig::default(), tools).unwrap();
@@ -250,6 +252,38 @@ async fn secrets_reach_commands_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn mounts_are_there_while_a_command_runs_and_gone_then() {
+    let world = world(FakeBuilder::default());
+    let text = "FROM base\nRUN --mount=source=a.txt,target=/a --mount=type=cache,target=/c,sharing=private \
+                --mount=type=secret,id=token --mount=type=secret,id=none go";
+    let mut request = request(text);
+    request.secret_env = vec![("TOKEN".into(), "s3cret".into())];
+    let (image, log) = world.build(request).await;
+    image.unwrap();
+    assert!(log.contains("has no secret none") && !log.contains("s3cret"), "{log}");
+    let commands = world.fake.commands.lock().unwrap();
+    let run = commands.iter().find(|c| c.commit.is_some()).unwrap();
+    let [Mount::Bind { source, .. }, Mount::Bind { source: cache, writable: true, .. }, Mount::File(file)] =
+        run.mounts.as_slice()
+    else {
+        panic!("{:?}", run.mounts)
+    };
+    assert!(source.ends_with("a.txt") && !source.exists());
+    assert!(cache.is_dir());
+    assert_eq!((file.path.as_str(), file.content.as_str()), ("/run/secrets/token", "s3cret"));
+    assert_eq!(world.entries("staging"), 0);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_needed_and_missing_is_named() {
+    let world = world(FakeBuilder::default());
+    let text = "FROM base\nRUN --mount=type=secret,id=token,required=true go";
+    let error = world.build(request(text)).await.0.unwrap_err().to_string();
+    assert!(error.contains("no secret token") && error.contains("modal.Secret.from_dict"), "{error}");
+    assert!(world.fake.asked().is_empty());
+}
+
+#[tokio::test]
 async fn an_unknown_base_says_what_was_tried() {
     let world = world(FakeBuilder::default());
     let mirrors = [("docker.io".to_owned(), vec![])].into();
@@ -262,6 +296,7 @@ async fn an_unknown_base_says_what_was_tried() {
         base: tools(world.folder.path(), world.fake.clone()),
         context: Arc::new(crate::NoContext),
         staging: world.folder.path().join("staging"),
+        caches: world.folder.path().join("caches"),
         steps_at_once: 4,
     };
     let builder = ImageBuilder::new(config, tools).unwrap();

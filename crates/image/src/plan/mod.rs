@@ -2,10 +2,12 @@
 //! recipe on the same bases always gives the same steps, and the same step on the same parent one digest.
 
 mod copies;
+mod mounts;
 mod runs;
 mod stages;
 mod state;
 
+pub use mounts::{BindOrigin, MountPlan, Sharing};
 pub use stages::external_images;
 
 use crate::dockerfile::Dockerfile;
@@ -41,6 +43,8 @@ pub struct RunPlan {
     pub user: String,
     /// Whether it has a network.
     pub network: bool,
+    /// What it sees besides.
+    pub mounts: Vec<MountPlan>,
     /// Things the person should know.
     pub notes: Vec<String>,
 }

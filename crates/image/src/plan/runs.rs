@@ -4,40 +4,25 @@ use super::state::{State, fail};
 use super::{Action, RunPlan, Step};
 use crate::dockerfile::{Form, Heredoc, Numbered, RunInstruction};
 use crate::error::Result;
+use crate::spec::ImageSpec;
 
 impl State<'_> {
-    pub(super) fn run(&mut self, at: &Numbered, run: &RunInstruction) -> Result<Step> {
+    /// `from` finds the image that a mount's `from=` names.
+    pub(super) fn run(
+        &mut self,
+        at: &Numbered,
+        run: &RunInstruction,
+        from: &dyn Fn(&str) -> Result<ImageSpec>,
+    ) -> Result<Step> {
         if self.image.host {
             if let Some(why) = host_skip(run) {
                 return Ok(self.plain(at, Action::Skip(why)));
             }
         }
         let mut notes = Vec::new();
-        for mount in &run.mounts {
-            match mount.kind.as_str() {
-                "cache" | "tmpfs" => {
-                    notes.push(format!("--mount=type={} is not kept between builds here", mount.kind));
-                }
-                // Secrets of the image are environment variables of every RUN already.
-                "secret" if mount.fields.iter().any(|(k, _)| k == "env") => {}
-                "secret" => {
-                    return Err(fail(
-                        at,
-                        "--mount=type=secret needs env=NAME: secrets= of the image are environment variables here",
-                    ));
-                }
-                "ssh" => {
-                    return Err(fail(
-                        at,
-                        "--mount=type=ssh is not supported, as no agent of the client is in reach: give a key or \
-                         token with secrets= instead",
-                    ));
-                }
-                "bind" => {
-                    return Err(fail(at, "--mount=type=bind is not supported: COPY what the command reads"));
-                }
-                kind => return Err(fail(at, format!("there is no --mount=type={kind}"))),
-            }
+        let mut mounts = Vec::new();
+        for flag in &run.mounts {
+            mounts.push(self.mount(at, flag, from, &mut notes)?);
         }
         let argv = match &run.form {
             Form::Exec(words) if words.is_empty() => return Err(fail(at, "RUN needs a command")),
@@ -60,6 +45,7 @@ impl State<'_> {
             cwd: self.image.workdir.clone(),
             user: self.image.user.clone(),
             network: !run.network_none,
+            mounts,
             notes,
         };
         let digest = self.run_digest(&plan);
@@ -72,6 +58,9 @@ impl State<'_> {
         let mut env: Vec<_> = plan.env.iter().collect();
         env.sort();
         hasher.pairs(env.into_iter().map(|(k, v)| (k, v)));
+        for mount in &plan.mounts {
+            hasher.text(&mount.digest(self));
+        }
         let mut secrets: Vec<_> = self.input.recipe.secrets.iter().collect();
         secrets.sort();
         for secret in secrets {

@@ -2,7 +2,7 @@
 
 use super::state::{State, builtin_args, fail};
 use super::{Action, Plan, PlanInput, PlannedStage, Step};
-use crate::dockerfile::{CopyInstruction, Dockerfile, Instruction, Numbered, Stage, expand};
+use crate::dockerfile::{Dockerfile, Instruction, Stage, expand};
 use crate::error::{ImageError, Result};
 use crate::recipe::Recipe;
 use crate::spec::ImageSpec;
@@ -28,8 +28,8 @@ pub fn external_images(dockerfile: &Dockerfile, recipe: &Recipe) -> Result<Vec<S
     for index in needed(dockerfile, recipe, &globals)? {
         let stage = &dockerfile.stages[index];
         add(base_of(dockerfile, recipe, &globals, index)?);
-        for (_, _, name) in copies_from(stage) {
-            add(source_of(dockerfile, recipe, index, &name));
+        for name in images_used(stage) {
+            add(source_of(dockerfile, recipe, index, name));
         }
     }
     Ok(references)
@@ -72,16 +72,14 @@ fn plan_stage(
     state.args = BTreeMap::new();
     let mut steps = Vec::new();
     for at in &input.dockerfile.stages[index].instructions {
+        let image = |name: &str| {
+            let source = source_of(input.dockerfile, input.recipe, index, name);
+            find(input, built, &source).map_err(|message| fail(at, message))
+        };
         let step = match &at.instruction {
-            Instruction::Run(run) => state.run(at, run)?,
+            Instruction::Run(run) => state.run(at, run, &image)?,
             Instruction::Copy(copy) => {
-                let from = match &copy.from {
-                    Some(name) => {
-                        let source = source_of(input.dockerfile, input.recipe, index, name);
-                        Some(find(input, built, &source).map_err(|message| fail(at, message))?)
-                    }
-                    None => None,
-                };
+                let from = copy.from.as_deref().map(image).transpose()?;
                 state.copy(at, copy, from.as_ref())?
             }
             _ => {
@@ -143,8 +141,8 @@ fn needed(
         if let Source::Stage(below) = base_of(dockerfile, recipe, globals, index)? {
             open.push(below);
         }
-        for (_, _, name) in copies_from(&dockerfile.stages[index]) {
-            if let Source::Stage(other) = source_of(dockerfile, recipe, index, &name) {
+        for name in images_used(&dockerfile.stages[index]) {
+            if let Source::Stage(other) = source_of(dockerfile, recipe, index, name) {
                 open.push(other);
             }
         }
@@ -152,10 +150,16 @@ fn needed(
     Ok((0..wanted.len()).filter(|i| wanted[*i]).collect())
 }
 
-fn copies_from(stage: &Stage) -> impl Iterator<Item = (&Numbered, &CopyInstruction, String)> {
-    stage.instructions.iter().filter_map(|at| match &at.instruction {
-        Instruction::Copy(copy) => copy.from.clone().map(|from| (at, copy, from)),
-        _ => None,
+/// The images that a stage copies or mounts something from, as written.
+fn images_used(stage: &Stage) -> impl Iterator<Item = &str> {
+    stage.instructions.iter().flat_map(|at| {
+        let (copied, mounts) = match &at.instruction {
+            Instruction::Copy(copy) => (copy.from.as_deref(), [].as_slice()),
+            Instruction::Run(run) => (None, run.mounts.as_slice()),
+            _ => (None, [].as_slice()),
+        };
+        let fields = mounts.iter().filter(|mount| mount.kind == "bind").flat_map(|mount| &mount.fields);
+        copied.into_iter().chain(fields.filter(|(name, _)| name == "from").map(|(_, from)| from.as_str()))
     })
 }
 

@@ -174,12 +174,56 @@ fn skips_the_set_up_of_host_images() {
 }
 
 #[test]
+fn plans_mounts() {
+    let text = "FROM base AS b\nRUN x\nFROM base\nARG W=/w\nWORKDIR $W\nRUN --mount=target=c,source=d \
+                --mount=type=bind,from=b,src=/x,dst=/o,rw --mount=type=cache,target=/c,sharing=locked \
+                --mount=type=tmpfs,target=/t,size=1m --mount=type=secret,id=K,mode=0444 \
+                --mount=type=secret,id=K,env=E,required go";
+    let planned = plan_of(&recipe(text)).unwrap();
+    assert_eq!(planned.stages.len(), 2);
+    let Action::Run(run) = &planned.steps.last().unwrap().action else { panic!("{planned:?}") };
+    let [bind, image, cache, tmpfs, file, env] = run.mounts.as_slice() else { panic!("{:?}", run.mounts) };
+    let from = BindOrigin::Context { source: "d".into(), files: vec!["d/b.txt".into()] };
+    assert_eq!(*bind, MountPlan::Bind { target: "/w/c".into(), from, writable: false });
+    let MountPlan::Bind { from: BindOrigin::Image { root, source }, writable: true, .. } = image else {
+        panic!("{image:?}")
+    };
+    assert_eq!((root.layers.len(), source.as_str()), (2, "x"));
+    assert!(matches!(cache, MountPlan::Cache { id, sharing: Sharing::Locked, .. } if id == "/c"));
+    assert_eq!(*tmpfs, MountPlan::Tmpfs { target: "/t".into(), bytes_max: Some(1 << 20) });
+    assert!(
+        matches!(file, MountPlan::Secret { target: Some(path), mode: 0o444, .. } if path == "/run/secrets/K")
+    );
+    assert!(matches!(env, MountPlan::Secret { target: None, required: true, .. }));
+    // What a cache holds decides nothing; what a bind shows does.
+    let digest = |text: &str, sha: &str| {
+        let mut recipe = recipe(text);
+        recipe.context_mount.as_mut().unwrap().entries[1].sha256 = sha.into();
+        plan_of(&recipe).unwrap().steps.pop().unwrap().layer.unwrap().digest
+    };
+    assert_ne!(digest(text, "one"), digest(text, "two"));
+    let cache = "FROM base\nRUN --mount=type=cache,target=/c x";
+    assert_eq!(digest(cache, "one"), digest(cache, "two"));
+    // A cache of another user is a folder in memory.
+    let other = plan_of(&recipe("FROM base\nUSER 7\nRUN --mount=type=cache,target=/c x")).unwrap();
+    let Action::Run(run) = &other.steps[1].action else { panic!("{other:?}") };
+    assert!(matches!(run.mounts[0], MountPlan::Tmpfs { .. }) && run.notes.len() == 1);
+}
+
+#[test]
 fn refuses() {
     for (text, want) in [
         ("FROM base\nCOPY nope /x", "not in the build context"),
         ("FROM base\nCOPY a.txt d /x", "must end with /"),
         ("FROM base\nCOPY --chmod=9 a.txt /x", "octal"),
         ("FROM base\nRUN --mount=type=ssh x", "type=ssh"),
+        ("FROM base\nRUN --mount=type=bind,source=nope,target=/x x", "copy it in some stage"),
+        ("FROM base\nRUN --mount=type=cache x", "needs a target"),
+        ("FROM base\nRUN --mount=type=tmpfs,target=/x,size=big x", "not a size"),
+        ("FROM base\nRUN --mount=type=secret x", "needs an id"),
+        ("FROM base\nRUN --mount=type=cache,target=/x,sharing=no x", "no sharing=no"),
+        ("FROM base\nRUN --mount=type=tmpfs,target=/x,colour=red x", "no field colour"),
+        ("FROM base\nRUN --mount=type=ftp,target=/x x", "no --mount=type=ftp"),
         ("FROM base\nENV A=${B:?must be set}", "must be set"),
         ("FROM $NOPE", "empty"),
         ("FROM --platform=linux/s390x base", "not linux/s390x"),

@@ -157,6 +157,12 @@ pub fn image_builder_with(
         uses: Default::default(),
         ecr_endpoint: None,
     };
-    let tools = BuildTools { base, context, staging: folder.join("staging"), steps_at_once: 4 };
+    let tools = BuildTools {
+        base,
+        context,
+        staging: folder.join("staging"),
+        caches: folder.join("caches"),
+        steps_at_once: 4,
+    };
     ImageBuilder::new(bases, tools).unwrap()
 }

@@ -30,6 +30,8 @@ pub(super) struct Container {
     pub(super) address: Option<u32>,
     /// Where its volumes' links are, which are no part of a layer made of it.
     pub(super) links: Vec<String>,
+    /// Stubs of mounts, likewise.
+    pub(super) stubs: Vec<String>,
     /// The names of the GPUs that are its own.
     pub(super) gpus: Vec<String>,
     /// Their locks, which keep other installations from them.

@@ -85,11 +85,14 @@ impl Folders {
         }
     }
 
-    /// The tree of a layer, given its folder below `layers/`.
+    /// The tree of a layer, given its folder below `layers/`, or what is at a path in it.
     fn open_layer(&self, path: &Path) -> Result<OwnedFd, RuntimeError> {
-        let name = self.layer_name(path)?;
-        let path = format!("{name}/{LAYER_TREE}");
-        match beneath(self.layers.as_fd(), Path::new(&path), OFlags::PATH | OFlags::DIRECTORY) {
+        let layers = self.data_path.join("layers");
+        let mut parts = path.strip_prefix(&layers).unwrap_or(Path::new("")).components();
+        let first = parts.next().map(|part| layers.join(part));
+        let name = self.layer_name(first.as_deref().unwrap_or(path))?;
+        let path = Path::new(&name).join(LAYER_TREE).join(parts.as_path());
+        match beneath(self.layers.as_fd(), &path, OFlags::PATH) {
             Ok(tree) => Ok(tree),
             Err(Errno::NOENT) => Err(RuntimeError::NotFound(format!("layer {name}"))),
             Err(error) => Err(RuntimeError::step(format!("opening layer {name}"), error)),

@@ -194,10 +194,12 @@ impl Helper {
             return Err(exists(&name));
         }
         let (links, devices) = (container.links.clone(), container.devices.clone());
+        let stubs = container.stubs.clone();
         let from = open_folder(self.folders.containers.as_fd(), id)?;
         let upper = open_folder(from.as_fd(), LAYER_UPPER)?;
         super::volumes::remove_links(upper.as_fd(), &links);
         super::devices::remove_traces(upper.as_fd(), &devices);
+        super::stubs::remove(upper.as_fd(), &stubs);
         self.install(asker, &name, from, None, None)
     }
 

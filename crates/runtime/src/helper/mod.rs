@@ -23,6 +23,7 @@ pub(crate) mod request;
 mod rootfs;
 mod served;
 mod start;
+mod stubs;
 mod sys;
 mod validate;
 mod volumes;

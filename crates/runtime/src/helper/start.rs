@@ -6,6 +6,7 @@ use super::ids::{self, IDS_PER_CONTAINER, Range};
 use super::net::{Slot, resolver};
 use super::record::{Process, Record};
 use super::request::Reply;
+use super::stubs;
 use super::sys::{self, Step};
 use super::{Helper, devices, disk, now, rootfs, served, validate};
 use crate::{ContainerSpec, Owner, RuntimeError, StartTimings, fds};
@@ -21,8 +22,8 @@ pub(super) const NAMESPACES: u64 =
         as u64;
 
 /// A tree of the request, found and allowed.
-struct Tree {
-    fd: OwnedFd,
+pub(super) struct Tree {
+    pub(super) fd: OwnedFd,
     owner: Owner,
     read_only: bool,
     directory: bool,
@@ -134,6 +135,8 @@ impl Helper {
             served.push(device);
             targets.push(BindTarget { target: one.target.clone(), directory: true });
         }
+        let made = if spec.leaves_no_stubs { stubs::of(spec, layers) } else { Vec::new() };
+        self.note(&spec.id, |container| container.stubs = made);
         let links = spec.volumes.iter().map(|volume| volume.target.clone()).collect();
         self.note(&spec.id, |container| container.links = links);
         for volume in &spec.volumes {
@@ -283,7 +286,8 @@ fn send_orders(
             .iter()
             .map(|volume| VolumeTarget { volume: volume.id.clone(), target: volume.target.clone() })
             .collect(),
-        files: resolver::files(spec, address),
+        memory: spec.memory.clone(),
+        files: resolver::files(spec, address).into_iter().chain(spec.files.iter().cloned()).collect(),
         listeners: spec.listeners.clone(),
         shm_bytes: spec.limits.shm_bytes,
         grace_ms: spec.grace_ms,

@@ -2,8 +2,8 @@
 
 use super::folders::is_plain_name;
 use crate::{
-    BINDS_MAX, ContainerSpec, GPUS_MAX, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, Owner, RuntimeError,
-    SERVED_MAX, VOLUMES_MAX, Volume,
+    BINDS_MAX, ContainerSpec, GPUS_MAX, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, MEMORY_FOLDERS_MAX, Owner,
+    RuntimeError, SERVED_MAX, SUPPLIED_BYTES_MAX, VOLUMES_MAX, Volume,
 };
 
 /// Memory a container may be limited to at least, in bytes; with less its init cannot start.
@@ -50,6 +50,7 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
             format!("{} would be a layer that can be written", printable(&bind.target))
         })?;
     }
+    in_memory(spec)?;
     require(spec.served.len() <= SERVED_MAX, || format!("more than {SERVED_MAX} served mounts"))?;
     for (index, one) in spec.served.iter().enumerate() {
         target(&one.target)?;
@@ -129,6 +130,21 @@ fn inside(inner: &str, outer: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+fn in_memory(spec: &ContainerSpec) -> Result<(), RuntimeError> {
+    require(spec.memory.len() <= MEMORY_FOLDERS_MAX, || {
+        format!("more than {MEMORY_FOLDERS_MAX} folders in memory")
+    })?;
+    for folder in &spec.memory {
+        target(&folder.target)?;
+    }
+    let supplied: usize = spec.files.iter().map(|file| file.path.len() + file.content.len()).sum();
+    require(supplied <= SUPPLIED_BYTES_MAX, || format!("files of more than {SUPPLIED_BYTES_MAX} bytes"))?;
+    for file in &spec.files {
+        target(&file.path)?;
+    }
+    Ok(())
+}
+
 fn limits(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     let limits = &spec.limits;
     let memory = limits.memory_max;
@@ -153,7 +169,11 @@ pub(super) fn target(path: &str) -> Result<(), RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bind, Layer, Served};
+    use crate::{Bind, Layer, MemoryFolder, Served, SuppliedFile};
+
+    fn supplied(path: &str, content: &str) -> SuppliedFile {
+        SuppliedFile { path: path.to_owned(), content: content.to_owned(), mode: 0o400, owner: (0, 0) }
+    }
 
     fn valid() -> ContainerSpec {
         ContainerSpec::new("ta-1", vec![Layer { path: "/d/layers/x".into(), owner: Owner::Canonical }])
@@ -193,6 +213,9 @@ mod tests {
             |s| s.hosts = vec![("1.2.3.4".to_owned(), "a\nevil".to_owned())],
             |s| s.nameservers = vec!["127.0.0.1\noptions".to_owned()],
             |s| s.grace_ms = u64::MAX,
+            |s| s.memory = vec![MemoryFolder { target: "/proc/x".to_owned(), bytes_max: None }],
+            |s| s.files = vec![supplied("/a/../b", "")],
+            |s| s.files = vec![supplied("/a", &"x".repeat(SUPPLIED_BYTES_MAX))],
         ];
         for (index, breaks) in broken.into_iter().enumerate() {
             let mut request = valid();

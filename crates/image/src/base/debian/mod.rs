@@ -350,6 +350,7 @@ async fn configure(
         cwd: "/".into(),
         user: String::new(),
         binds: Vec::new(),
+        mounts: Vec::new(),
         network: false,
         commit: Some(path),
     };

@@ -1,6 +1,6 @@
 //! `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname` of containers, from the machine's.
 
-use crate::{ContainerSpec, Network};
+use crate::{ContainerSpec, Network, SuppliedFile};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Asked where the machine's own name servers can be reached from the machine only.
@@ -18,7 +18,7 @@ pub(super) fn falls_back() -> bool {
 }
 
 /// The files for one container: path and content.
-pub(crate) fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(String, String)> {
+pub(crate) fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<SuppliedFile> {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let resolv = match spec.network {
         Network::Bridged => resolv_conf(&spec.nameservers, &read(HOST), &read(UPSTREAM)),
@@ -30,10 +30,12 @@ pub(crate) fn files(spec: &ContainerSpec, address: Option<Ipv4Addr>) -> Vec<(Str
     for (address, name) in &spec.hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
+    let file =
+        |path: &str, content| SuppliedFile { path: path.to_owned(), content, mode: 0o644, owner: (0, 0) };
     vec![
-        ("/etc/resolv.conf".to_owned(), resolv),
-        ("/etc/hosts".to_owned(), hosts),
-        ("/etc/hostname".to_owned(), format!("{}\n", spec.hostname)),
+        file("/etc/resolv.conf", resolv),
+        file("/etc/hosts", hosts),
+        file("/etc/hostname", format!("{}\n", spec.hostname)),
     ]
 }
 
@@ -98,8 +100,11 @@ mod tests {
         spec.network = Network::Loopback;
         spec.hosts = vec![("10.1.1.1".to_owned(), "db".to_owned())];
         let files = files(&spec, None);
-        assert_eq!(files[0].1, "");
-        assert!(files[1].1.contains("127.0.0.1\tlocalhost\n") && files[1].1.ends_with("10.1.1.1\tdb\n"));
-        assert_eq!(files[2].1, "evoke\n");
+        assert_eq!(files[0].content, "");
+        assert!(
+            files[1].content.contains("127.0.0.1\tlocalhost\n")
+                && files[1].content.ends_with("10.1.1.1\tdb\n")
+        );
+        assert_eq!(files[2].content, "evoke\n");
     }
 }
