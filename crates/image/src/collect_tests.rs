@@ -19,6 +19,7 @@ fn world() -> World {
         base: tools(folder.path(), Arc::new(FakeBuilder::default())),
         context: Arc::new(NoContext),
         staging: folder.path().join("staging"),
+        caches: folder.path().join("caches"),
         steps_at_once: 1,
     };
     World { builder: ImageBuilder::new(BaseConfig::default(), tools).unwrap(), folder }
