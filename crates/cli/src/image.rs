@@ -2,9 +2,8 @@
 //! removal of what nothing needs. The
 //! other sub-verbs of `image` are the official CLI's own.
 
-use crate::data_folder::DataFolder;
-use crate::local::{ImageQuestion, Reply, Request, ask};
-use crate::stdout;
+use crate::local::{ImageQuestion, Request};
+use crate::own_verbs;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
@@ -68,17 +67,12 @@ fn milliseconds(text: &str) -> Result<u64, String> {
 
 /// Whether the words after `evoke` are ours to answer.
 pub(crate) fn is_ours(words: &[OsString]) -> bool {
-    let sub = words.get(1).and_then(|word| word.to_str());
-    words.first().is_some_and(|word| word == "image") && sub.is_some_and(|sub| OURS.contains(&sub))
+    own_verbs::is_ours("image", &OURS, words)
 }
 
 /// Runs the verb.
 pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode> {
-    let words = match Words::try_parse_from(words) {
-        Ok(words) => words,
-        // Help, or what is wrong with the words; both are said and say how they end.
-        Err(error) => error.exit(),
-    };
+    let words: Words = own_verbs::parsed(words);
     let question = match words.verb {
         Sub::List => ImageQuestion::List,
         Sub::Show { image } => ImageQuestion::Show { id: image },
@@ -91,16 +85,7 @@ pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode>
         ImageQuestion::Prune { dry_run: false, .. } => removed,
     };
     let data = words.data.as_deref().or(data);
-    let answer = match ask(&DataFolder::locate(data)?, &Request::Image { question })? {
-        Reply::Explanation(mut reply) => reply["answer"].take(),
-        other => anyhow::bail!("unexpected reply from the server: {other:?}"),
-    };
-    if words.json {
-        stdout::write(&format!("{answer:#}\n"))?;
-    } else {
-        stdout::write(&shown(&answer))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    own_verbs::answered(data, &Request::Image { question }, words.json, shown)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {

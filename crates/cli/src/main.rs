@@ -25,6 +25,7 @@ mod launch;
 mod local;
 mod names;
 mod nearest;
+mod own_verbs;
 mod privileges;
 mod serve;
 mod server;

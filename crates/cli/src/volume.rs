@@ -1,8 +1,7 @@
 //! `evoke volume log`, `diff` and `restore`: the versions of a volume. Its other sub-verbs are the official CLI's.
 
-use crate::data_folder::DataFolder;
-use crate::local::{Reply, Request, VolumeQuestion, ask};
-use crate::stdout;
+use crate::local::{Request, VolumeQuestion};
+use crate::own_verbs;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
@@ -53,33 +52,19 @@ enum Sub {
 
 /// Whether the words after `evoke` are ours to answer.
 pub(crate) fn is_ours(words: &[OsString]) -> bool {
-    let sub = words.get(1).and_then(|word| word.to_str());
-    words.first().is_some_and(|word| word == "volume") && sub.is_some_and(|sub| OURS.contains(&sub))
+    own_verbs::is_ours("volume", &OURS, words)
 }
 
 /// Runs the verb.
 pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode> {
-    let words = match Words::try_parse_from(words) {
-        Ok(words) => words,
-        // Help, or what is wrong with the words; both are said and say how they end.
-        Err(error) => error.exit(),
-    };
+    let words: Words = own_verbs::parsed(words);
     let (volume, question) = match words.verb {
         Sub::Log { volume } => (volume, VolumeQuestion::Log),
         Sub::Diff { volume, from, to } => (volume, VolumeQuestion::Diff { from, to }),
         Sub::Restore { volume, version } => (volume, VolumeQuestion::Restore { version }),
     };
     let request = Request::Volume { environment: words.env, volume, question };
-    let answer = match ask(&DataFolder::locate(data)?, &request)? {
-        Reply::Explanation(mut reply) => reply["answer"].take(),
-        other => anyhow::bail!("unexpected reply from the server: {other:?}"),
-    };
-    if words.json {
-        stdout::write(&format!("{answer:#}\n"))?;
-    } else {
-        stdout::write(&shown(&answer))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    own_verbs::answered(data, &request, words.json, shown)
 }
 
 /// The answer for people: a line for each version or file, or the sentence.
