@@ -97,13 +97,14 @@ def test_a_python_that_is_not_to_be_had_says_what_to_do(bare: str, client: Clien
 
 
 def test_what_does_not_depend_on_each_other_is_built_side_by_side(client: Client) -> None:
+    # Each takes so long because a registry out of reach may hold up one base, and not the other that is here, for 4 s.
     client.write(
         "Dockerfile",
         """\
 FROM python:3.11-slim-bookworm AS one
-RUN echo $E2E && date +%s.%N > /one && sleep 4 && date +%s.%N >> /one
+RUN echo $E2E && date +%s.%N > /one && sleep 9 && date +%s.%N >> /one
 FROM python:3.11-slim-bookworm AS two
-RUN echo $E2E && date +%s.%N > /two && sleep 4 && date +%s.%N >> /two
+RUN echo $E2E && date +%s.%N > /two && sleep 9 && date +%s.%N >> /two
 FROM python:3.11-slim-bookworm
 COPY --from=one /one /one
 COPY --from=two /two /two
@@ -114,7 +115,7 @@ COPY --from=two /two /two
         """
         env = {"E2E": os.environ.get("E2E_TOKEN", "")}
         stages = modal.Image.from_dockerfile("Dockerfile", env=env) if modal.is_local() else None
-        stamped = "date +%s.%N > /three && sleep 4 && date +%s.%N >> /three"
+        stamped = "date +%s.%N > /three && sleep 9 && date +%s.%N >> /three"
         other = modal.Image.debian_slim().run_commands(stamped, env=env)
         app = modal.App("side-by-side")
 
