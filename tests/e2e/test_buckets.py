@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from support.buckets import KEY_ID, ObjectStore
 from support.client import Client
-from support.leftovers import leftovers
-from support.server import Server
+from support.server import Server, on_this_machine
 from support.waits import wait_until
 
 SECRET = "a-secret-that-nobody-sees"
@@ -31,13 +30,8 @@ def store() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def machine(evoke_bin: Path, folders: Path) -> Iterator[Server]:
-    data = folders / "buckets"
-    data.mkdir()
-    (data / "evoke.toml").write_text('[images]\norder = ["host"]\n')
-    server = Server(evoke_bin, data).start()
-    yield server
-    assert server.stop() == 0, server.log_tail()
-    assert leftovers(data) == []
+    with on_this_machine(evoke_bin, folders / "buckets") as server:
+        yield server
 
 
 def program(store: ObjectStore, functions: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.client import Client
-from support.server import Server
+from support.server import Server, on_this_machine
 
 # Removes at once the images and layers that are not needed, however lately they were used.
 PRUNE = ("image", "prune", "--unused-for", "0s", "--json")
@@ -25,13 +25,8 @@ def content():
 
 @pytest.fixture(scope="module")
 def own_server(evoke_bin: Path, folders: Path) -> Iterator[Server]:
-    data = folders / "collected"
-    data.mkdir()
-    (data / "evoke.toml").write_text('[images]\norder = ["host"]\n')
-    server = Server(evoke_bin, data).start()
-    yield server
-    assert server.stop() == 0, server.log_tail()
-    assert server.leftovers() == []
+    with on_this_machine(evoke_bin, folders / "collected") as server:
+        yield server
 
 
 @pytest.fixture

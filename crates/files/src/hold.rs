@@ -5,10 +5,12 @@
 //! a restart everything counts as asked for at the start, so that a client that was told "you need not send
 //! this" before it has the same grace again.
 
-use crate::ContentHash;
+use crate::{Collected, ContentHash, IoFailure, io_failure::IoContext};
 use evoke_core::UnixMs;
 use std::{
     collections::HashMap,
+    fs::{self, DirEntry},
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -69,6 +71,51 @@ impl Holds {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change is a single insert or remove; a poisoned state is still consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One round of collection over the files of a store, one at a time.
+pub(crate) struct Sweep<'a> {
+    pub holds: &'a Holds,
+    /// Which contents stay whatever their age.
+    pub reachable: &'a dyn Fn(&ContentHash) -> bool,
+    pub now: UnixMs,
+    pub grace_ms: u64,
+    /// Only count.
+    pub dry_run: bool,
+    pub done: Collected,
+}
+
+impl Sweep<'_> {
+    /// Removes a file of the content `hash`, unless something keeps that.
+    pub(crate) fn look_at(&mut self, hash: ContentHash, entry: &DirEntry) -> Result<(), IoFailure> {
+        if (self.reachable)(&hash) {
+            self.done.kept += 1;
+            return Ok(());
+        }
+        let length = entry.metadata().map(|about| about.len()).unwrap_or_default();
+        let path = entry.path();
+        // Under the lock of the holds: whoever touches the hash either comes before this and keeps it, or after
+        // it and sees that it is gone.
+        let remove = || if self.dry_run { Ok(()) } else { fs::remove_file(&path) };
+        match self.holds.unless_held(hash, self.now, self.grace_ms, remove) {
+            None => self.done.kept += 1,
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Some(result) => {
+                result.during("remove", &path)?;
+                self.done.removed += 1;
+                self.done.removed_bytes += length;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the round, and what it did.
+    pub(crate) fn end(self) -> Collected {
+        if !self.dry_run {
+            self.holds.forget_before(self.now, self.grace_ms);
+        }
+        self.done
     }
 }
 

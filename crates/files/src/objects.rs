@@ -9,7 +9,7 @@ use crate::{
     ContentHash, IoFailure,
     content_hash::COPY_BUFFER_BYTES,
     durable::{Committer, Pending},
-    hold::{Holds, Pin},
+    hold::{Holds, Pin, Sweep},
     io_failure::IoContext,
 };
 use evoke_core::{Clock, Error, ErrorCode, UnixMs};
@@ -296,7 +296,8 @@ impl ObjectStore {
         grace_ms: u64,
         dry_run: bool,
     ) -> Result<Collected, IoFailure> {
-        let mut done = Collected::default();
+        let holds = &self.inner.holds;
+        let mut sweep = Sweep { holds, reachable, now, grace_ms, dry_run, done: Collected::default() };
         for first in 0..=255u8 {
             let prefix = crate::content_hash::to_hex(&[first]);
             let folder = self.inner.root.join(&prefix);
@@ -307,31 +308,10 @@ impl ObjectStore {
                     tracing::warn!(path = %entry.path().display(), "not a content, left alone");
                     continue;
                 };
-                if reachable(&hash) {
-                    done.kept += 1;
-                    continue;
-                }
-                let length = entry.metadata().map(|m| m.len()).unwrap_or_default();
-                let path = entry.path();
-                // Under the lock of the holds: whoever touches the hash either comes before this and keeps
-                // it, or after it and sees that it is gone.
-                let remove = || if dry_run { Ok(()) } else { fs::remove_file(&path) };
-                let removed = self.inner.holds.unless_held(hash, now, grace_ms, remove);
-                match removed {
-                    None => done.kept += 1,
-                    Some(Err(e)) if e.kind() == io::ErrorKind::NotFound => {}
-                    Some(result) => {
-                        result.during("remove", &path)?;
-                        done.removed += 1;
-                        done.removed_bytes += length;
-                    }
-                }
+                sweep.look_at(hash, &entry)?;
             }
         }
-        if !dry_run {
-            self.inner.holds.forget_before(now, grace_ms);
-        }
-        Ok(done)
+        Ok(sweep.end())
     }
 
     /// The path of the content with the permission bits `mode`, made from the plain one where it is not

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,14 @@ class Server:
 
     def leftovers(self, unshipped_logs: bool = False) -> list[str]:
         return leftovers(self.data, unshipped_logs)
+
+
+@contextmanager
+def on_this_machine(binary: Path, data: Path) -> Iterator[Server]:
+    """A server of its own on an empty data folder, with this machine as the base of images. It leaves nothing."""
+    data.mkdir()
+    (data / "evoke.toml").write_text('[images]\norder = ["host"]\n')
+    server = Server(binary, data).start()
+    yield server
+    assert server.stop() == 0, server.log_tail()
+    assert server.leftovers() == []

@@ -78,11 +78,10 @@ impl Control {
         }
         // A container that ends after one input would end under the next request, and one without a network
         // cannot be reached: these go the official way, through the container's own loop.
-        let conf = function.conf();
         let config = definition.webhook_config.as_ref().filter(|_| method.is_empty())?;
         let direct = config.r#type() == api::WebhookType::WebServer
-            && !conf.single_use
-            && conf.max_inputs_per_container.is_none()
+            && !definition.single_use_containers
+            && definition.max_inputs == 0
             && !definition.block_network;
         u16::try_from(config.web_server_port).ok().filter(|_| direct)
     }

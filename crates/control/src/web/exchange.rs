@@ -222,8 +222,8 @@ impl Control {
         Some(chunks.boxed())
     }
 
-    /// Chunks of a response; false where the call is no request under way here. It returns once the client has taken them, so that an application is never far
-    /// ahead of it.
+    /// Chunks of a response; false where the call is no request under way here. It returns once the client has
+    /// taken them, so that an application is never far ahead of it.
     pub(crate) async fn put_web_chunks(
         &self,
         task: TaskId,

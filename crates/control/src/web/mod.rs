@@ -1,5 +1,6 @@
 //! Web functions: which there are and under which names and ports ([`labels`], [`addresses`]), the requests to them
-//! (by messages: [`exchange`]; as they are: [`direct`]), and the tokens that open those which are not for everybody ([`tokens`]).
+//! (by messages: [`exchange`]; as they are: [`direct`]), and the tokens that open those which are not for everybody
+//! ([`tokens`]).
 
 mod addresses;
 mod direct;

@@ -3,7 +3,10 @@
 
 use super::contents::VOLUME_BLOCK_BYTES;
 use crate::{
-    Collected, ContentHash, IoFailure, ObjectError, durable::sync_folder, hold::Holds, io_failure::IoContext,
+    Collected, ContentHash, IoFailure, ObjectError,
+    durable::sync_folder,
+    hold::{Holds, Sweep},
+    io_failure::IoContext,
     objects,
 };
 use evoke_core::{Clock, UnixMs};
@@ -93,7 +96,8 @@ impl Large {
         grace_ms: u64,
         dry_run: bool,
     ) -> Result<Collected, IoFailure> {
-        let mut done = Collected::default();
+        let holds = &self.holds;
+        let mut sweep = Sweep { holds, reachable, now, grace_ms, dry_run, done: Collected::default() };
         for folder in fs::read_dir(&self.root).during("list", &self.root)? {
             let folder = folder.during("list", &self.root)?;
             let prefix = folder.file_name().to_string_lossy().into_owned();
@@ -102,27 +106,10 @@ impl Large {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let hex = name.split_once('.').map_or(name.as_str(), |(hex, _)| hex);
                 let Ok(key) = format!("{prefix}{hex}").parse::<ContentHash>() else { continue };
-                if reachable(&key) {
-                    done.kept += 1;
-                    continue;
-                }
-                let length = entry.metadata().map(|about| about.len()).unwrap_or_default();
-                let path = entry.path();
-                let remove = || if dry_run { Ok(()) } else { fs::remove_file(&path) };
-                match self.holds.unless_held(key, now, grace_ms, remove) {
-                    None => done.kept += 1,
-                    Some(removed) => {
-                        removed.during("remove", &path)?;
-                        done.removed += 1;
-                        done.removed_bytes += length;
-                    }
-                }
+                sweep.look_at(key, &entry)?;
             }
         }
-        if !dry_run {
-            self.holds.forget_before(now, grace_ms);
-        }
-        Ok(done)
+        Ok(sweep.end())
     }
 
     /// The list that a content is named by.
