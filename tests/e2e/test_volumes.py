@@ -280,6 +280,61 @@ def main():
 """
 
 
+IN_BUILDS = """
+import io
+
+app = modal.App("in-builds")
+vol = modal.Volume.from_name("E2E_NAME", create_if_missing=True)
+fixed = modal.Volume.from_name("E2E_NAME-fixed", create_if_missing=True)
+fixed_view = fixed.with_mount_options(read_only=True)
+base = modal.Image.debian_slim()
+image = base.run_commands(
+    "cat /fixed/given > /seen && if echo x > /fixed/x; then exit 9; fi",
+    "mkdir -p /cache/deep && echo first > /cache/deep/one && ln -s one /cache/deep/link && (sleep 300 &)",
+    "cat /cache/deep/link >> /seen && rm /cache/deep/link && echo second > /cache/two",
+    volumes={"/cache": vol, "/fixed": fixed_view},
+)
+failing = base.run_commands("echo third > /cache/three && exit 7", volumes={"/cache": vol})
+elsewhere = base.run_commands("test ! -e /cache && ls /other > /seen", volumes={"/other": vol})
+
+@app.function(image=image)
+def one():
+    return [open("/seen").read(), os.path.lexists("/cache"), os.path.lexists("/fixed")]
+
+@app.local_entrypoint()
+def main():
+    report("seen", one.remote())
+    other = modal.App("other")
+    with other.run():
+        report("failing", attempt(failing.build, other))
+        elsewhere.build(other)
+    report("left", sorted((e.path, e.type.name) for e in vol.listdir("/", recursive=True)))
+    report("deep", b"".join(vol.read_file("deep/one")).decode())
+"""
+
+
+def test_commands_of_a_build_see_volumes_and_what_they_write_stays_there(client: Client, server: Server) -> None:
+    name = f"e2e-{token_hex(4)}"
+    fill = """
+        import io
+
+        with modal.Volume.from_name("E2E_NAME-fixed", create_if_missing=True).batch_upload() as batch:
+            batch.put_file(io.BytesIO(b"given"), "given")
+    """
+    client.start(sys.executable, str(client.write("fill.py", fill.replace("E2E_NAME", name)))).end().ok()
+    run = client.program(IN_BUILDS.replace("E2E_NAME", name)).ok()
+    assert run["seen"] == ["givenfirst\n", False, False]
+    assert "exit code 7" in run["failing"]["error"]
+    # A command that fails loses none of what it wrote: what it brought need not be brought again.
+    assert run["left"] == [["deep", "DIRECTORY"], ["deep/one", "FILE"], ["three", "FILE"], ["two", "FILE"]]
+    assert run["deep"] == "first\n"
+    log = server.evoke("volume", "log", name).stdout
+    assert log.count("build of im-") == 3, log
+    # The image is found again, whatever the volume holds by now: only the failing command runs once more.
+    client.program(IN_BUILDS.replace("E2E_NAME", name)).ok()
+    assert server.evoke("volume", "log", name).stdout.count("build of im-") == 3
+
+
 def test_what_leads_out_of_a_volume_is_refused_and_one_that_is_deleted_says_so(client: Client) -> None:
     run = client.program(
         """

@@ -25,13 +25,6 @@ impl Control {
         request: api::ImageGetOrCreateRequest,
     ) -> Result<api::ImageGetOrCreateResponse, Status> {
         let image = request.image.clone().ok_or_else(|| Status::invalid("The request describes no image"))?;
-        if !image.volume_mounts.is_empty() && request.build_function_id.is_empty() {
-            // Built without them it would be another image than asked for, and nobody would know.
-            return Err(Status::new(
-                evoke_proto::Code::FailedPrecondition,
-                "volumes= of an image's commands is not served by this Evoke version; use run_function(volumes=)",
-            ));
-        }
         let asks_for_gpu = image.gpu_config.as_ref().is_some_and(|gpu| gpu.count > 0);
         if asks_for_gpu && request.build_function_id.is_empty() {
             context.warn(
@@ -218,6 +211,7 @@ impl Control {
             mount => Some(self.build_context(parse_id(mount)?, log.clone()).await?),
         };
         let secrets = self.open_secrets(&image.secret_ids).await?.into_iter().collect();
+        let volumes = self.volume_mounts(&image.volume_mounts).await?;
         let registry_secret = match registry_secret_of(&image) {
             None => None,
             Some(id) => Some(self.open_secrets(&[id.to_owned()]).await?),
@@ -228,6 +222,7 @@ impl Control {
             builder_version: version,
             bases,
             secrets,
+            volumes: (volumes, self.clone()),
             registry_secret,
             context,
             force_build,

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use evoke_core::{AppId, BlobId, Error, ImageId, UnixMs};
 use evoke_files::{ContentHash, VolumeContent};
 use evoke_proto::api;
-use evoke_proto::worker::LayerRef;
+use evoke_proto::worker::{Control as VolumeKeeper, LayerRef, VolumeMount};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
@@ -134,6 +134,8 @@ pub struct BuildRequest {
     pub bases: Vec<(String, BuiltImage)>,
     /// Build secrets, for the environment of its steps only.
     pub secrets: Vec<(String, String)>,
+    /// Volumes that its steps see, and who keeps them.
+    pub volumes: (Vec<VolumeMount>, Arc<dyn VolumeKeeper>),
     /// The secret with a login for the base's registry, if the recipe names one.
     pub registry_secret: Option<BTreeMap<String, String>>,
     /// Files of the context mount: path, digest, mode; and a folder with them.

@@ -4,7 +4,9 @@ use crate::error::{ImageError, Result};
 use crate::glob;
 use crate::log::{LogSink, LogStream};
 use crate::spec::LayerOwner;
-use crate::steps::{Builder, Command, CommandEnd, Copy, CopyFrom, LayerSize, Mount, MountOwner, Root};
+use crate::steps::{
+    Builder, Command, CommandEnd, Copy, CopyFrom, LayerSize, Mount, MountOwner, OpenVolumes, Root, Volumes,
+};
 use crate::survey::{LayerFacts, Surveyor};
 use async_trait::async_trait;
 use evoke_core::{Entropy as _, SystemEntropy};
@@ -68,7 +70,7 @@ impl RuntimeBuilder {
     }
 
     async fn start(&self, root: &Root, binds: Vec<Bind>, network: bool) -> Result<Container> {
-        self.start_with(root, binds, &[], network).await
+        self.start_with(root, binds, &[], None, network).await
     }
 
     async fn start_with(
@@ -76,6 +78,7 @@ impl RuntimeBuilder {
         root: &Root,
         binds: Vec<Bind>,
         mounts: &[Mount],
+        volumes: Option<&dyn Volumes>,
         network: bool,
     ) -> Result<Container> {
         let id = format!("{PREFIX}{:016x}", SystemEntropy::default().next_u64());
@@ -117,8 +120,14 @@ impl RuntimeBuilder {
         spec.network = if network { Network::Bridged } else { Network::Loopback };
         spec.hostname = "build".into();
         spec.grace_ms = 0;
+        let volumes = match volumes {
+            Some(volumes) => Some(volumes.open(&id).await?),
+            None => None,
+        };
+        spec.volumes = volumes.as_ref().map(|volumes| volumes.mounts()).unwrap_or_default();
         // From here on the container is removed, whatever happens to this future.
-        let mut container = Container { id, runtime: self.runtime.clone(), guest: None, pidfd: None };
+        let runtime = self.runtime.clone();
+        let mut container = Container { id, runtime, guest: None, pidfd: None, volumes };
         let started = self.runtime.start(spec).await.map_err(|e| failed("start a container", &e))?;
         let guest = Guest::new(started.control).map_err(|e| ImageError::builder("start a container", e))?;
         container.guest = Some(guest);
@@ -293,9 +302,11 @@ impl Builder for RuntimeBuilder {
             })
             .collect();
         let root = self.with_layer(&command.root).await?;
-        let container = self.start_with(&root, binds, &command.mounts, command.network).await?;
+        let volumes = command.volumes.as_deref();
+        let mut container = self.start_with(&root, binds, &command.mounts, volumes, command.network).await?;
         let program = Program::Exec { argv: command.argv };
         let end = container.run(program, command.env, &command.cwd, &command.user, log).await?;
+        container.commit_volumes().await?;
         let size = match command.commit.filter(|_| end.success()) {
             Some(layer) => container.commit(&layer).await?,
             None => {
@@ -391,6 +402,7 @@ struct Container {
     guest: Option<Guest>,
     /// Readable once all of it has ended.
     pidfd: Option<AsyncFd<OwnedFd>>,
+    volumes: Option<Box<dyn OpenVolumes>>,
 }
 
 impl Container {
@@ -451,8 +463,8 @@ impl Container {
         Ok(CommandEnd { code: exit.code, signal: exit.signal, oom })
     }
 
-    /// Ends what still runs and makes a layer of what was written.
-    async fn commit(self, layer: &Path) -> Result<LayerSize> {
+    /// Ends what still runs.
+    async fn end(&self) -> Result<()> {
         let guest = self.guest()?;
         match guest.shutdown(Duration::ZERO).await {
             Ok(()) | Err(evoke_runtime::GuestError::Gone) => {}
@@ -465,6 +477,23 @@ impl Container {
                 Err(_) => return Err(ImageError::builder("end a container", "its processes do not end")),
             }
         }
+        Ok(())
+    }
+
+    /// Makes what was written to volumes part of them. Where there are any nothing runs any more then.
+    async fn commit_volumes(&mut self) -> Result<()> {
+        if self.volumes.is_some() {
+            self.end().await?;
+        }
+        match &mut self.volumes {
+            Some(volumes) => volumes.commit().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends what still runs and makes a layer of what was written.
+    async fn commit(self, layer: &Path) -> Result<LayerSize> {
+        self.end().await?;
         let stats =
             self.runtime.commit_layer(&self.id, layer).await.map_err(|e| failed("keep a layer", &e))?;
         self.remove().await?;

@@ -31,6 +31,7 @@ fn command(commit: Option<&str>) -> Command {
         user: "me".into(),
         binds: vec![ReadOnlyBind { source: "/d/network".into(), target: "/__evoke/host".into() }],
         mounts: Vec::new(),
+        volumes: None,
         network: true,
         commit: commit.map(PathBuf::from),
     }

@@ -126,6 +126,9 @@ pub enum ImageError {
         /// The disk is full.
         full: bool,
     },
+    /// A volume of a step could not be mounted or written to.
+    #[error("a volume of the build: {0}")]
+    Volume(Error),
     /// The container of a step could not be run.
     #[error("{action}: {message}")]
     Builder {
@@ -180,6 +183,7 @@ impl ImageError {
             Self::Io { full: true, .. } => ErrorCode::ResourceExhausted,
             Self::Io { .. } | Self::Builder { .. } | Self::Index(_) => ErrorCode::Internal,
             Self::Unsupported(_) => ErrorCode::Unimplemented,
+            Self::Volume(error) => error.code,
         };
         let error = Error::new(code, self.to_string());
         match self {

@@ -24,6 +24,25 @@ pub struct SecretRef {
     pub version: u64,
 }
 
+/// A volume that the commands of a recipe see. What is in it decides nothing: it is no part of the image.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeRef {
+    /// The volume's id.
+    pub id: String,
+    /// Where it is mounted.
+    pub target: String,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// The folder of it that is seen; empty for all.
+    pub sub_path: String,
+}
+
+impl VolumeRef {
+    pub(crate) fn hash(&self, hasher: &mut Hasher) {
+        hasher.text(&self.id).text(&self.target).text(&self.sub_path).number(u64::from(self.read_only));
+    }
+}
+
 /// An image as the client describes it.
 #[derive(Debug, Clone, Default)]
 pub struct Recipe {
@@ -39,6 +58,8 @@ pub struct Recipe {
     pub build_args: BTreeMap<String, String>,
     /// Secrets that RUNs see as environment.
     pub secrets: Vec<SecretRef>,
+    /// Volumes that RUNs see.
+    pub volumes: Vec<VolumeRef>,
     /// The client's image builder version.
     pub builder_version: String,
     /// Digest of the function that makes the image, if one does.
@@ -66,6 +87,8 @@ impl Recipe {
             hasher.text(&secret.id).number(secret.version);
         }
         hasher.text("end of secrets").text(&self.builder_version);
+        self.volumes.iter().for_each(|volume| volume.hash(&mut hasher));
+        hasher.text("end of volumes");
         hasher.text(self.run_function.as_deref().unwrap_or_default());
         hasher.finish()
     }
@@ -120,6 +143,15 @@ mod tests {
         other(&|r| r.secrets.push(SecretRef { id: "st-1".into(), version: 1 }));
         other(&|r| r.secrets.push(SecretRef { id: "st-1".into(), version: 2 }));
         other(&|r| r.builder_version = "2025.06".into());
+        let volume = |target: &str, read_only| VolumeRef {
+            id: "vo-1".into(),
+            target: target.into(),
+            read_only,
+            sub_path: String::new(),
+        };
+        other(&|r| r.volumes.push(volume("/a", false)));
+        other(&|r| r.volumes.push(volume("/b", false)));
+        other(&|r| r.volumes.push(volume("/a", true)));
         other(&|r| r.run_function = Some("d".into()));
         assert_eq!(base.digest(), base.clone().digest());
     }

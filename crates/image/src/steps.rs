@@ -7,6 +7,7 @@ use crate::spec::{HostBind, ImageSpec, LayerRef};
 use async_trait::async_trait;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The file systems a step works on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,6 +63,22 @@ pub enum MountOwner {
     Layer,
 }
 
+/// Volumes that the commands of a build have mounted.
+#[async_trait]
+pub trait Volumes: Send + Sync + std::fmt::Debug {
+    /// What the container of that name, which is about to start, mounts: each volume as it is now.
+    async fn open(&self, container: &str) -> Result<Box<dyn OpenVolumes>>;
+}
+
+/// The volumes of one container. What it wrote is lost where this is dropped without a commit.
+#[async_trait]
+pub trait OpenVolumes: Send + Sync {
+    /// For the runtime.
+    fn mounts(&self) -> Vec<evoke_runtime::Volume>;
+    /// Makes what the container wrote part of the volumes. Nothing runs in it any more, but it is there.
+    async fn commit(&mut self) -> Result<()>;
+}
+
 /// A command to run in a container of its own.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -79,6 +96,8 @@ pub struct Command {
     pub binds: Vec<ReadOnlyBind>,
     /// What else it sees.
     pub mounts: Vec<Mount>,
+    /// Volumes that it sees; what it writes there is kept however it ends.
+    pub volumes: Option<Arc<dyn Volumes>>,
     /// Whether it has a network.
     pub network: bool,
     /// Where what it changed becomes a layer when it exits with 0; nothing is kept where not given.

@@ -35,4 +35,5 @@ mod worker;
 pub use buckets::has_bucket_client;
 pub use config::{CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};
 pub use fd_keeper::FdKeeper;
+pub use volumes::BuildVolumes;
 pub use worker::{Worker, WorkerDeps, WorkerHandle};

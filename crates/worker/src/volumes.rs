@@ -5,8 +5,11 @@
 //! one is looked through once more when nobody can write to it, and dropped. What is needed to go on after a
 //! restart (slots and lists) is on disk, written before what it describes can matter.
 
+mod builds;
 mod changes;
 mod place;
+
+pub use builds::BuildVolumes;
 
 use crate::record::Record;
 use crate::tasks::{self, TaskKind};
@@ -14,7 +17,7 @@ use crate::worker::Shared;
 use evoke_core::{Error, TaskId, VolumeId};
 use evoke_proto::worker::{VolumeMount, VolumeView};
 use evoke_runtime::{Guest, Layer, Owner, Volume};
-use place::Place;
+use place::{Place, Writer};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -145,8 +148,15 @@ impl Volumes {
         if mounted.record.read_only {
             return Ok(changed);
         }
+        let container = self.task.to_string();
+        let writer = Writer {
+            runtime: &*self.shared.deps.runtime,
+            control: &*self.shared.deps.control,
+            container: &container,
+            author: &format!("container {container}"),
+        };
         for slot in place.slots() {
-            changed |= place.commit(&self.shared, self.task, mounted.record.volume, slot).await?;
+            changed |= place.commit(&writer, mounted.record.volume, slot).await?;
         }
         Ok(changed)
     }

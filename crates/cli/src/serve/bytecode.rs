@@ -143,6 +143,7 @@ impl Inner {
             user: String::new(),
             binds: vec![ReadOnlyBind { source: dependencies, target: FROM.into() }],
             mounts: Vec::new(),
+            volumes: None,
             network: false,
             commit: Some(path.to_path_buf()),
         };

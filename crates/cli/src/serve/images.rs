@@ -10,9 +10,11 @@ use evoke_control::ports::{
 use evoke_core::Error;
 use evoke_image::{
     Context, ContextEntry, ContextMount, ImageError, ImageSpec, LayerOwner, LayerRef, Libc, LogSink,
-    LogStream, Login, LoginKind, PackageChange, Recipe, SecretRef, StandalonePythons, Surveys,
+    LogStream, Login, LoginKind, PackageChange, Recipe, SecretRef, StandalonePythons, Surveys, VolumeRef,
 };
 use evoke_proto::api;
+use evoke_proto::worker::VolumeMount;
+use evoke_worker::BuildVolumes;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,6 +46,7 @@ pub(super) struct Images {
     bytecode: Bytecode,
     pythons: Arc<StandalonePythons>,
     surveys: Surveys,
+    volumes: BuildVolumes,
 }
 
 impl Images {
@@ -54,8 +57,9 @@ impl Images {
         bytecode: Bytecode,
         pythons: Arc<StandalonePythons>,
         surveys: Surveys,
+        volumes: BuildVolumes,
     ) -> Self {
-        Self { builder, contexts, layers, bytecode, pythons, surveys }
+        Self { builder, contexts, layers, bytecode, pythons, surveys, volumes }
     }
 }
 
@@ -89,6 +93,7 @@ impl ImageBuilder for Images {
         for (name, built) in &request.bases {
             bases.insert(name.clone(), spec_of(built)?);
         }
+        let (mounts, keeper) = request.volumes;
         let recipe = Recipe {
             lines: image.dockerfile_commands,
             bases,
@@ -96,6 +101,7 @@ impl ImageBuilder for Images {
             context_mount,
             build_args: image.build_args.into_iter().collect(),
             secrets: secrets(&image.secret_ids, &request.secrets),
+            volumes: mounts.iter().map(volume).collect(),
             builder_version: request.builder_version,
             run_function: None,
         };
@@ -105,6 +111,8 @@ impl ImageBuilder for Images {
         let wanted = evoke_image::BuildRequest {
             recipe,
             secret_env: request.secrets,
+            volumes: (!mounts.is_empty())
+                .then(|| self.volumes.of(keeper, &mounts, format!("build of {}", request.image_id))),
             login,
             force_build: request.force_build,
             ignore_cache: request.ignore_cache,
@@ -211,6 +219,16 @@ impl LayerCollection for Collection {
         let done = self.builder.collect(&self.round, keep).await.map_err(|e| e.to_core())?;
         let evoke_image::CollectedLayers { layers, layer_bytes, downloads, download_bytes } = done;
         Ok(LayersCollected { layers, layer_bytes, downloads, download_bytes })
+    }
+}
+
+/// A volume as what is built with it knows it.
+fn volume(mount: &VolumeMount) -> VolumeRef {
+    VolumeRef {
+        id: mount.volume.to_string(),
+        target: mount.target.clone(),
+        read_only: mount.read_only,
+        sub_path: mount.sub_path.clone(),
     }
 }
 

@@ -39,7 +39,7 @@ use evoke_runtime::fdstore::FdStoreClient;
 use evoke_store::Store;
 use evoke_store::logs::{Logs, LogsConfig};
 use evoke_store::vault::Vault;
-use evoke_worker::{Worker, WorkerConfig, WorkerDeps, WorkerHandle};
+use evoke_worker::{BuildVolumes, Worker, WorkerConfig, WorkerDeps, WorkerHandle};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -197,6 +197,8 @@ async fn rooms(
     let layers = inside("layers");
     let objects = ObjectStore::open(&inside("objects"), clock.clone())?;
     let contents = VolumeContents::open(&inside("volumes"), objects.clone())?;
+    let staging = inside("spool/staging");
+    let volumes = BuildVolumes::new(runtime.clone(), staging.clone(), (uid, gid));
     let steps = Arc::new(RuntimeBuilder::new(runtime, uid, gid, layers.clone()));
     steps.sweep().await.context("removing what builds of an earlier server left")?;
     let fetcher = Fetcher::from_host(&launch.host_env).map_err(Error::from)?;
@@ -215,13 +217,8 @@ async fn rooms(
     bases.host.never.push(data.path().to_path_buf());
     let surveys = Surveys::new(base.index.clone(), steps.clone());
     let contexts = Arc::new(images::Contexts::default());
-    let tools = BuildTools {
-        base,
-        context: contexts.clone(),
-        staging: inside("spool/staging"),
-        caches: inside("caches"),
-        steps_at_once,
-    };
+    let tools =
+        BuildTools { base, context: contexts.clone(), staging, caches: inside("caches"), steps_at_once };
     let index = PackageIndex::new(fetcher.clone(), IndexConfig::of_host(&launch.host_env));
     let of_client = evoke_files::bundles::Bundles::open(&inside("bundles"), &launch.host_env, index)?;
     let bytecode = bytecode::Bytecode::new(steps, layers.clone(), of_client.clone(), uid, gid);
@@ -245,6 +242,7 @@ async fn rooms(
             bytecode.clone(),
             Arc::new(pythons),
             surveys,
+            volumes,
         )),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),
         urls: Arc::new(urls::Signed(signer.clone())),

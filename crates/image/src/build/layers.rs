@@ -85,6 +85,7 @@ impl Inner {
             user: run.user.clone(),
             binds: network.bind().cloned().into_iter().collect(),
             mounts: std::mem::take(&mut mounts.mounts),
+            volumes: request.volumes.clone(),
             network: run.network,
             commit: Some(layer.path.clone()),
         };

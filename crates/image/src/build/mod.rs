@@ -19,6 +19,7 @@ use crate::log::{LogFan, LogSink, say};
 use crate::plan::{PlanInput, external_images, plan};
 use crate::recipe::Recipe;
 use crate::spec::ImageSpec;
+use crate::steps::Volumes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use layers::Locks;
@@ -52,6 +53,8 @@ pub struct BuildRequest {
     pub recipe: Recipe,
     /// Values of the recipe's secrets, as environment of its RUNs.
     pub secret_env: Vec<(String, String)>,
+    /// The recipe's volumes, as its RUNs see them.
+    pub volumes: Option<Arc<dyn Volumes>>,
     /// For the registry of its base, and no other.
     pub login: Option<Login>,
     /// Build anew and replace what is cached.

@@ -82,6 +82,7 @@ pub(super) async fn look(builder: &dyn Builder, image: &mut ImageSpec, log: &dyn
             user: String::new(),
             binds: Vec::new(),
             mounts: Vec::new(),
+            volumes: None,
             network: false,
             commit: None,
         };

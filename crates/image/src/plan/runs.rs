@@ -66,6 +66,7 @@ impl State<'_> {
         for secret in secrets {
             hasher.text(&secret.id).number(secret.version);
         }
+        self.input.recipe.volumes.iter().for_each(|volume| volume.hash(&mut hasher));
         hasher.finish()
     }
 }

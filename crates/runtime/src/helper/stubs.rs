@@ -11,6 +11,7 @@ pub(super) fn of(spec: &ContainerSpec, layers: &[Tree]) -> Vec<String> {
     let targets = spec.binds.iter().map(|bind| &bind.target);
     let targets = targets.chain(spec.memory.iter().map(|folder| &folder.target));
     let targets = targets.chain(spec.files.iter().map(|file| &file.path));
+    let targets = targets.chain(spec.volumes.iter().map(|volume| &volume.target));
     let mut made = Vec::new();
     for target in targets {
         let mut path = target.trim_matches('/');

@@ -3,15 +3,25 @@
 
 use super::changes;
 use crate::container::disk_error;
-use crate::worker::Shared;
-use evoke_core::{Error, TaskId, VolumeId};
-use evoke_runtime::VolumeEntry;
+use evoke_core::{Error, VolumeId};
+use evoke_proto::worker::Control;
+use evoke_runtime::{Runtime, VolumeEntry};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 const SLOTS_FILE: &str = "slots.json";
+
+/// Who writes to a place, and who takes what it wrote.
+pub(super) struct Writer<'a> {
+    pub runtime: &'a dyn Runtime,
+    pub control: &'a dyn Control,
+    /// The container's name with the runtime.
+    pub container: &'a str,
+    /// What people are told made the version.
+    pub author: &'a str,
+}
 
 /// One place that takes what a container writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,8 +106,7 @@ impl Place {
     /// Has what is new in a slot merged into the volume; whether there was anything.
     pub(super) async fn commit(
         &mut self,
-        shared: &Shared,
-        task: TaskId,
+        writer: &Writer<'_>,
         volume: VolumeId,
         number: u32,
     ) -> Result<bool, Error> {
@@ -117,14 +126,12 @@ impl Place {
         })();
         let (old, new, folder) = files.map_err(|error| disk(&error))?;
         let place = (&*volume.to_string(), number);
-        let collected = shared
-            .deps
-            .runtime
-            .collect_volume(&task.to_string(), place, old.into(), new.into(), folder.into())
-            .await?;
+        let container = writer.container;
+        let collected =
+            writer.runtime.collect_volume(container, place, old.into(), new.into(), folder.into()).await?;
         if !collected.skipped.is_empty() {
             let skipped = collected.skipped.join(", ");
-            tracing::warn!(%task, %volume, skipped, "a volume cannot hold these, they are left out");
+            tracing::warn!(container, %volume, skipped, "a volume cannot hold these, they are left out");
         }
         let (before, now) = tokio::task::spawn_blocking({
             let (known, listing) = (known.clone(), listing.clone());
@@ -136,8 +143,7 @@ impl Place {
         let changes = changes::between(&before, &now, &staging);
         let changed = !changes.is_empty();
         if changed {
-            let author = format!("container {task}");
-            shared.deps.control.merge_volume(volume, slot.base, changes, author).await?;
+            writer.control.merge_volume(volume, slot.base, changes, writer.author.to_owned()).await?;
         }
         // Only now: a crash before it has the same changes merged again, which changes nothing.
         fs::rename(&listing, &known).map_err(|error| disk(&error))?;

@@ -351,6 +351,7 @@ async fn configure(
         user: String::new(),
         binds: Vec::new(),
         mounts: Vec::new(),
+        volumes: None,
         network: false,
         commit: Some(path),
     };
