@@ -22,6 +22,7 @@ const EXAMPLES: &str = "\
   evoke doctor                       what this machine lacks, and the mend for each
   evoke explain fc-…                 where a call's time went, and why
   evoke image show im-…              what each layer of an image brought
+  evoke diff APP v3 v5               what two versions of an app differ in
 
 Every other verb (run, deploy, serve, shell, app, container, image, secret, volume, …) is the
 official CLI's own, run by your interpreter: the active environment, then ./.venv, then python3.
@@ -76,6 +77,8 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show what two versions of a deployed app differ in: code, functions, settings, images, packages
+    Diff(DiffOptions),
     /// Show the help of a verb
     #[command(hide = true)]
     Help {
@@ -113,6 +116,35 @@ pub(crate) struct UpOptions {
     /// Take a free port where the default one is in use (for servers started in the background).
     #[arg(long, hide = true)]
     pub any_port: bool,
+}
+
+/// Options of `evoke diff`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each deployment of an app is a version: `evoke app history APP` lists them.
+
+Examples:
+  evoke diff APP                what the last deployment changed
+  evoke diff APP v3             from v3 to what is live
+  evoke diff APP v3 v5          from v3 to v5
+  evoke diff APP v5 v3 --json   the other way round, for a script
+
+Lines with + are new, with - gone, with ~ changed. Files are shown as `diff -u` shows them.")]
+pub(crate) struct DiffOptions {
+    /// Name or id of the app
+    pub app: String,
+    /// The earlier version [default: the one before the live one]
+    #[arg(value_name = "FROM", value_parser = crate::diff::version)]
+    pub from: Option<u32>,
+    /// The later version [default: the live one]
+    #[arg(value_name = "TO", value_parser = crate::diff::version)]
+    pub to: Option<u32>,
+    /// The environment of the app
+    #[arg(short, long, default_value = "")]
+    pub env: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[cfg(test)]

@@ -68,6 +68,12 @@ impl HandOut {
                 Ok(answer) => Reply::Explanation(answer),
                 Err(error) => refused(error),
             },
+            Request::App { environment, app, question } => {
+                match self.insight.app(&environment, &app, question).await {
+                    Ok(answer) => Reply::Explanation(answer),
+                    Err(error) => refused(error),
+                }
+            }
             Request::Stop => {
                 self.stop.notify_one();
                 Reply::Stopping { holder_pid: self.launch.holder_pid }

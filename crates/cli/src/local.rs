@@ -51,6 +51,15 @@ pub(crate) enum Request {
         /// What is wanted of them.
         question: ImageQuestion,
     },
+    /// A deployed app and its versions.
+    App {
+        /// The environment's name; the default one if empty.
+        environment: String,
+        /// The app's name or id.
+        app: String,
+        /// What is wanted of it.
+        question: AppQuestion,
+    },
     /// End the server, its containers by their grace rules first.
     Stop,
 }
@@ -95,6 +104,19 @@ pub(crate) enum ImageQuestion {
     },
 }
 
+/// What is wanted of a deployed app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AppQuestion {
+    /// What two versions differ in.
+    Diff {
+        /// The earlier one; the one before the live one if none.
+        from: Option<u32>,
+        /// The later one; the live one if none.
+        to: Option<u32>,
+    },
+}
+
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
@@ -103,7 +125,7 @@ pub(crate) enum Reply {
     Access(Access),
     /// To [`Request::Status`].
     Status(Status),
-    /// To [`Request::Explain`], [`Request::Volume`] and [`Request::Image`].
+    /// To [`Request::Explain`], [`Request::Volume`], [`Request::Image`] and [`Request::App`].
     Explanation(serde_json::Value),
     /// To [`Request::Stop`]: accepted; the holder's end is the end.
     Stopping {

@@ -11,6 +11,7 @@ mod client_bundle;
 mod config;
 mod data_folder;
 mod delegate;
+mod diff;
 mod doctor;
 mod down;
 mod env;
@@ -69,6 +70,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Env => env::run(data),
         Verb::Doctor { json } => doctor::run(data, json),
         Verb::Explain { id, json } => explain::run(data, &id, json),
+        Verb::Diff(options) => diff::run(data, options),
         Verb::Help { verb } => delegate::help(data, &verb),
         Verb::Server => server::run(),
         Verb::Helper => helper::run(),

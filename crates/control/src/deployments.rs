@@ -175,13 +175,13 @@ impl Control {
         Ok(app)
     }
 
-    async fn present_version(&self, app: &App) -> Result<DeploymentRow, Status> {
+    pub(crate) async fn present_version(&self, app: &App) -> Result<DeploymentRow, Status> {
         self.production(app.row.id)
             .await?
             .ok_or_else(|| precondition(format!("Nothing was deployed to App '{}' yet", app.row.description)))
     }
 
-    async fn version(&self, app: &App, version: i32) -> Result<DeploymentRow, Status> {
+    pub(crate) async fn version(&self, app: &App, version: i32) -> Result<DeploymentRow, Status> {
         let number = u32::try_from(version).ok().filter(|number| *number > 0);
         let row = match number {
             Some(number) => self.store.apps().deployment(app.row.id, number).await.map_err(stored)?,
@@ -255,7 +255,7 @@ impl Control {
 }
 
 /// What was published as a version.
-fn published(version: &DeploymentRow) -> api::AppPublishRequest {
+pub(crate) fn published(version: &DeploymentRow) -> api::AppPublishRequest {
     api::AppPublishRequest::decode(version.body.as_slice()).unwrap_or_default()
 }
 

@@ -58,6 +58,7 @@ mod shell;
 mod stats;
 mod times;
 mod variants;
+mod version_diff;
 mod volumes;
 mod wakers;
 mod web;
@@ -70,6 +71,9 @@ pub use gpus::Inventory;
 pub use image_overview::ImageOverview;
 pub use machine::{Fit, Machine};
 pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
+pub use version_diff::{
+    FileChange, FunctionChange, ImageChange, PackageChange, SettingChange, VersionDiff, VersionFacts,
+};
 pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
 
 use evoke_core::{Clock, Entropy, Error, FunctionId, SystemEntropy, UnixMs};

@@ -1,6 +1,6 @@
 //! What the local socket tells about the roles.
 
-use crate::local::{ImageQuestion, VolumeQuestion};
+use crate::local::{AppQuestion, ImageQuestion, VolumeQuestion};
 use async_trait::async_trait;
 use evoke_control::Control;
 use evoke_core::Error;
@@ -22,6 +22,13 @@ pub(crate) trait Insight: Send + Sync {
     ) -> Result<serde_json::Value, Error>;
     /// Images and their layers.
     async fn image(&self, question: ImageQuestion) -> Result<serde_json::Value, Error>;
+    /// A deployed app and its versions.
+    async fn app(
+        &self,
+        environment: &str,
+        app: &str,
+        question: AppQuestion,
+    ) -> Result<serde_json::Value, Error>;
 }
 
 /// For `evoke status`.
@@ -93,6 +100,24 @@ impl Insight for OfControl {
         };
         Ok(json!({ "answer": answer }))
     }
+    async fn app(
+        &self,
+        environment: &str,
+        app: &str,
+        question: AppQuestion,
+    ) -> Result<serde_json::Value, Error> {
+        use serde_json::json;
+        let answer = match question {
+            AppQuestion::Diff { from, to } => {
+                let (from, to, diff) = self.0.version_diff(environment, app, from, to).await?;
+                let mut answer = json!(diff);
+                answer["from"] = version_line(&from);
+                answer["to"] = version_line(&to);
+                answer
+            }
+        };
+        Ok(json!({ "answer": answer }))
+    }
 }
 
 /// An image of a list; `layers` is their number.
@@ -108,5 +133,18 @@ fn image_line(image: evoke_control::ImageOverview) -> serde_json::Value {
         "python": image.python,
         "step": image.step,
         "error": image.error,
+    })
+}
+
+/// A version of an app.
+fn version_line(version: &evoke_control::VersionFacts) -> serde_json::Value {
+    serde_json::json!({
+        "version": version.version,
+        "deployed": evoke_gateway::utc(version.deployed),
+        "deployed_by": version.deployed_by,
+        "tag": version.tag,
+        "commit": version.commit,
+        "branch": version.branch,
+        "dirty": version.dirty,
     })
 }
