@@ -86,7 +86,7 @@ def started(evoke: Evoke) -> Iterator[Evoke]:
 class Bare:
     """The server that only answers, with the container as its child."""
 
-    def __init__(self, binary: Path, python: Path, packages: list[Path], work: Path) -> None:
+    def __init__(self, binary: Path, python: Path, packages: list[Path], work: Path, ways: list[str]) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.work = work
         folders = [PROGRAMS, *packages]
@@ -95,6 +95,7 @@ class Bare:
             *("--python", str(python)),
             *("--module-folder", os.pathsep.join(map(str, folders))),
             *("--work-folder", str(work)),
+            *("--lean", ",".join(ways) or "off"),
         ]
         # It must leave the packages, which are the other server's, as they are.
         env = {**clean_environment(), "PYTHONDONTWRITEBYTECODE": "1"}

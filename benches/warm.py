@@ -1,4 +1,5 @@
-"""A container is there: `.remote()` and `.map` of a no-op, Evoke against the bare server."""
+"""A container is there: `.remote()` and `.map` of a no-op, Evoke against the bare server, whose container takes the
+same ways to its platform."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def measure(evoke: Evoke, bare_binary: Path, work: Path) -> list[Row]:
     """Both servers and both clients live at the same time, and take turns."""
     with Session("noop.py", evoke.client_env(), work / "evoke-client") as ours:
         served = ours.do("who")
-        bare = Bare(bare_binary, *interpreter_of(served, evoke.data), work / "bare")
+        bare = Bare(bare_binary, *interpreter_of(served, evoke.data), work / "bare", served["ways"])
         try:
             with Session("noop.py", bare.client_env(), work / "bare-client") as theirs:
                 compared = theirs.do("who")
@@ -38,12 +39,13 @@ def measure(evoke: Evoke, bare_binary: Path, work: Path) -> list[Row]:
 def interpreter_of(served: dict[str, Any], data: Path) -> tuple[Path, list[Path]]:
     """The interpreter and the packages that Evoke's container runs, as this machine has them."""
     bundles = data / "bundles"
-    packages = [*bundles.glob("client-*/tree/pkg"), *bundles.glob("deps-*/tree/__modal/deps")]
+    trees = ("client-*/tree/pkg", "deps-*/tree/__modal/deps", "deps-*/tree/pkg")
+    packages = [found for tree in trees for found in bundles.glob(tree)]
     return Path(served["base_executable"]), packages
 
 
 def same_interpreter(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for key in ("python", "modal", "grpclib", "protobuf"):
+    for key in ("python", "modal", "grpclib", "protobuf", "ways"):
         if one[key] != other[key]:
             raise RuntimeError(f"the containers differ in {key}: {one[key]} and {other[key]}; nothing can be compared")
 

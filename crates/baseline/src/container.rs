@@ -1,4 +1,4 @@
-//! The one container: the official entrypoint as a plain child process.
+//! The one container: the entrypoint as a plain child process.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -14,6 +14,10 @@ pub(crate) struct Launcher {
     pub(crate) module_folder: PathBuf,
     pub(crate) work_folder: PathBuf,
     pub(crate) server_url: String,
+    /// Where frames are answered.
+    pub(crate) socket: PathBuf,
+    /// The lean ways to take, or `off`.
+    pub(crate) lean: String,
     pub(crate) task: TaskId,
 }
 
@@ -23,8 +27,11 @@ impl Launcher {
         let path = self.work_folder.join("arguments");
         std::fs::write(&path, arguments).context("writing the container's arguments")?;
         let output = File::create(self.work_folder.join("container.log")).context("opening its log")?;
+        let entrypoint = if self.lean == "off" { "modal._container_entrypoint" } else { "evoke_runtime" };
         Command::new(&self.python)
-            .args(["-m", "modal._container_entrypoint"])
+            .args(["-m", entrypoint])
+            .env("EVOKE_LEAN", &self.lean)
+            .env("EVOKE_PLATFORM_SOCKET", &self.socket)
             .env("MODAL_SERVER_URL", &self.server_url)
             .env("MODAL_CONTAINER_ARGUMENTS_PATH", &path)
             .env("MODAL_TASK_ID", self.task.to_string())

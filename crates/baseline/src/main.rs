@@ -1,7 +1,7 @@
 //! A bare server for the benchmarks to compare with: it speaks just enough of the protocol for one function's
 //! `.remote()` and `.map`, keeps everything in memory, stores nothing, isolates nothing, writes no logs, and
-//! runs the official container entrypoint as a plain child process. It shares Evoke's way in (gRPC over
-//! hyper), so that what differs is what Evoke does behind it.
+//! runs the container entrypoint as a plain child process, by the official transport or by the lean ways that it is
+//! told. It shares Evoke's way in (gRPC over hyper, and frames), so that what differs is what Evoke does behind it.
 
 mod calls;
 mod container;
@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use service::Server;
@@ -38,6 +38,9 @@ struct Options {
     /// Where the container's arguments and output go.
     #[arg(long)]
     work_folder: PathBuf,
+    /// The lean ways that the container takes, as EVOKE_LEAN lists them; `off` is the official entrypoint.
+    #[arg(long, default_value = "off")]
+    lean: String,
 }
 
 /// Anybody who says anything is a client.
@@ -67,6 +70,8 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let public = TcpListener::bind("127.0.0.1:0").await.context("binding the clients' address")?;
     let inside = TcpListener::bind("127.0.0.1:0").await.context("binding the container's address")?;
+    let socket = options.work_folder.join("platform.sock");
+    let frames = UnixListener::bind(&socket).context("binding the container's socket")?;
     let address = public.local_addr().context("reading the clients' address")?;
     let container_url = format!("http://{}", inside.local_addr().context("reading the container's address")?);
     let task = TaskId::from_bits(TASK_BITS);
@@ -75,6 +80,8 @@ async fn main() -> Result<()> {
         module_folder: options.module_folder,
         work_folder: options.work_folder,
         server_url: container_url.clone(),
+        socket,
+        lean: options.lean,
         task,
     });
     let ingress = Ingress {
@@ -85,13 +92,12 @@ async fn main() -> Result<()> {
     };
     // Kept to the end: its sender's end would stop the listeners.
     let (stop, stopped) = watch::channel(false);
-    let containers = ingress.clone();
-    let container_stopped = stopped.clone();
-    tokio::spawn(async move {
-        containers
-            .serve(Listener::Tcp(inside), Identity::Container(task), container_url, container_stopped)
-            .await;
-    });
+    for listener in [Listener::Tcp(inside), Listener::Unix(frames)] {
+        let (containers, url, stopped) = (ingress.clone(), container_url.clone(), stopped.clone());
+        tokio::spawn(async move {
+            containers.serve(listener, Identity::Container(task), url, stopped).await;
+        });
+    }
     println!("ready at http://{address}");
     std::io::stdout().flush().context("saying that it is ready")?;
     ingress.serve(Listener::Tcp(public), Identity::Public, format!("http://{address}"), stopped).await;
