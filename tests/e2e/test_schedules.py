@@ -12,7 +12,7 @@ app = modal.App("{name}")
 
 @app.function(schedule={schedule})
 def tick():
-    print("tick", VERSION, time.time(), flush=True)
+    print("tick", VERSION, time.time(), os.environ["MODAL_TASK_ID"], flush=True)
 
 VERSION = {version}
 """
@@ -36,6 +36,8 @@ def test_a_period_fires_until_the_app_is_stopped(client: Client, server: Server)
     wait_until(lambda: len(_ticks(client, "ticking")) >= seen + 2, "it goes on after a restart", 40)
     begun = [float(line.split()[2]) for line in _ticks(client, "ticking")]
     assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(begun)), begun
+    containers = {line.split()[3] for line in _ticks(client, "ticking")}
+    assert len(containers) == 1, "the container that is warm runs the next one too"
     shown = client.modal("app", "info", "ticking").ok().flat
     assert "Every 2 seconds" in shown, shown
     # A new version has the new code and the new schedule.

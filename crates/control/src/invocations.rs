@@ -495,7 +495,6 @@ pub(crate) fn call_without_arguments() -> api::FunctionInput {
     api::FunctionInput {
         args_oneof: Some(api::function_input::ArgsOneof::Args(Bytes::from_static(NO_ARGUMENTS))),
         data_format: api::DataFormat::Pickle as i32,
-        final_input: true,
         ..Default::default()
     }
 }
