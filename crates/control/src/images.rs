@@ -246,8 +246,7 @@ impl Control {
         log(1, &format!("=> Step: {step}\n"));
         let committed = self.commits.expect(function);
         // The container ends with it, because what it has written is taken then.
-        let input =
-            api::FunctionInput { final_input: true, ..input.unwrap_or_else(call_without_arguments) };
+        let input = api::FunctionInput { final_input: true, ..input.unwrap_or_else(call_without_arguments) };
         let map = MapRequest {
             function_id: function,
             call_type: CallType::Unary,
