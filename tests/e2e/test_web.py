@@ -142,6 +142,24 @@ class Counter:
         return "a method beside it"
 
 
+@app.cls()
+class Bound:
+    name: str = modal.parameter()
+    count: int = modal.parameter(default=10)
+
+    @modal.wsgi_app()
+    def shown(self):
+        def application(environ, start_response):
+            start_response("200 OK", [])
+            return [f"{self.name} {self.count + 1} {environ['QUERY_STRING']}".encode()]
+
+        return application
+
+    @modal.method()
+    def container(self):
+        return f"{self.name} {self.count}"
+
+
 @app.function()
 @modal.wsgi_app(requires_proxy_auth=True)
 def guarded():
@@ -208,6 +226,25 @@ def test_every_kind_answers(urls: dict[str, str], client: Client) -> None:
     assert run["url"] == urls["wsgi"]
     assert run["inside"] == ["POST /inside a=1 5"] * 2, "the address holds inside of containers, too"
     assert run["method"] == "a method beside it" and "webhook" in run["refused"]
+
+
+def test_classes_take_their_parameters_from_the_query(urls: dict[str, str], client: Client) -> None:
+    url = urls["Bound.shown"]
+    assert _get(url + "?name=a%20b&x=1") == (200, "a b 11 name=a%20b&x=1")
+    assert _get(url + "?count=-2&name=c") == (200, "c -1 count=-2&name=c")
+    status, said = _get(url)
+    assert status == 400 and "`name`" in said and "?name=" in said, said
+    status, said = _get(url + "?name=c&count=many")
+    assert status == 400 and "`count`" in said and "whole number" in said, said
+    run = client.program(
+        """
+        @modal.App("binds").local_entrypoint()
+        def main():
+            bound = modal.Cls.from_name("web-kinds", "Bound")
+            report("same", bound(name="a b").container.remote())
+        """
+    ).ok()
+    assert run["same"] == "a b 10"
 
 
 def test_requests_and_responses_pass_unchanged(urls: dict[str, str]) -> None:

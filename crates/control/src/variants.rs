@@ -53,6 +53,20 @@ impl Control {
         Ok(reply)
     }
 
+    /// Makes the variant `id` of `base` that `request`, which names no options, asks for.
+    pub(crate) async fn make_variant(
+        &self,
+        base: &Function,
+        id: FunctionId,
+        request: &api::FunctionBindParamsRequest,
+    ) -> Result<(), Status> {
+        let function = self.variant(base, id, &request.serialized_params, Arc::default())?;
+        let row = function_row(&function, Some(variant_key(request)), request.encode_to_vec(), self.now());
+        self.submit(vec![FunctionWrite::Put(row).into()], Grade::Synced).await?;
+        self.registry.lock().functions.insert(id, Arc::new(function));
+        self.make_live(id).await
+    }
+
     /// A variant of `base`: its own pool, its options over the base's settings.
     pub(crate) fn variant(
         &self,

@@ -9,8 +9,7 @@ use bytes::Bytes;
 use evoke_core::{CallId, Error, FunctionId};
 use evoke_gateway::{Listener, WebIngress};
 use evoke_proto::web::{
-    Begun, DirectSlot, DirectTarget, WebAddress, WebApps, WebDirect, WebEnd, WebEndpoint, WebExchange,
-    WebHead,
+    Begun, DirectSlot, DirectTarget, WebAddress, WebApps, WebDirect, WebEnd, WebEndpoint, WebHead,
 };
 use http::{Request, Response};
 use http_body_util::Full;
@@ -57,10 +56,6 @@ impl WebApps for Apps {
         let call = CallId::from_bits(self.calls.fetch_add(1, Ordering::Relaxed).into());
         let (target, slot) = (self.target.clone(), Box::new(Slot));
         Ok(Begun::Direct(WebDirect { call: Some(call), target, headers: vec![], slot }))
-    }
-    fn park(&self, _endpoint: &WebEndpoint, _exchange: WebExchange) {}
-    fn resume(&self, _endpoint: &WebEndpoint, _call: CallId) -> Option<WebExchange> {
-        None
     }
 }
 

@@ -165,10 +165,6 @@ impl WebApps for Refusing {
     async fn begin(&self, endpoint: &WebEndpoint, _head: WebHead) -> Result<Begun> {
         Err(Error::precondition(format!("this is {}", endpoint.label)))
     }
-    fn park(&self, _endpoint: &WebEndpoint, _exchange: WebExchange) {}
-    fn resume(&self, _endpoint: &WebEndpoint, _call: CallId) -> Option<WebExchange> {
-        None
-    }
 }
 
 #[tokio::test]

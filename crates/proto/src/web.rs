@@ -6,7 +6,6 @@ use bytes::Bytes;
 use evoke_core::{CallId, Error, FunctionId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// How a request says which web function it wants.
@@ -173,21 +172,11 @@ pub trait WebApps: Send + Sync {
     /// Makes a request an input of the function. It may have to wait for a container: messages can be sent at
     /// once all the same.
     async fn begin(&self, endpoint: &WebEndpoint, head: WebHead) -> Result<Begun, Error>;
-
-    /// Keeps a request whose client was sent away to ask again later, by [`WebApps::resume`].
-    fn park(&self, endpoint: &WebEndpoint, exchange: WebExchange);
-
-    /// A parked request. None where there is none of this endpoint under that id, or somebody else waits
-    /// for it at this moment.
-    fn resume(&self, endpoint: &WebEndpoint, call: CallId) -> Option<WebExchange>;
 }
 
 /// A request is answered within this time, or its client is sent to another address to wait there: 150 s, as
 /// the official documentation of web endpoints has it.
 pub const ANSWER_MS_MAX: u64 = 150_000;
-
-/// A request whose client was sent away waits for it so long.
-pub const PARKED_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Opens ports for web functions.
 #[async_trait::async_trait]

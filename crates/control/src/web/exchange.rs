@@ -9,7 +9,7 @@ use crate::{Control, parse_id};
 use bytes::Bytes;
 use evoke_core::{BlobId, CallId, Error, TaskId};
 use evoke_engine::{CallType, Invocation, MapRequest, NewInput, ResultStatus};
-use evoke_proto::web::{FromApp, PARKED_MAX, ToApp, WebEnd, WebEndpoint, WebExchange, WebHead};
+use evoke_proto::web::{FromApp, ToApp, WebEnd, WebEndpoint, WebExchange, WebHead};
 use evoke_proto::{BoxStream, Status, api};
 use evoke_store::Ticket;
 use evoke_store::calls::OutputRow;
@@ -28,19 +28,10 @@ const FIRST_MESSAGE_MAX: Duration = Duration::from_secs(1);
 /// The close code of a WebSocket whose client went away without a word (RFC 6455).
 const ABNORMAL: u16 = 1006;
 
-/// Requests under way, and those whose clients were sent away to come back.
+/// Requests under way.
 #[derive(Debug, Default)]
 pub(crate) struct Exchanges {
     running: Mutex<HashMap<CallId, Arc<Exchange>>>,
-    parked: Mutex<HashMap<CallId, Parked>>,
-    turns: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Parked {
-    endpoint: WebEndpoint,
-    exchange: WebExchange,
-    turn: u64,
 }
 
 /// Control's ends of one request.
@@ -89,19 +80,8 @@ impl Exchanges {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn parked(&self) -> MutexGuard<'_, HashMap<CallId, Parked>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn get(&self, call: CallId) -> Option<Arc<Exchange>> {
         self.running().get(&call).cloned()
-    }
-
-    /// Takes a parked request out.
-    pub(crate) fn resume(&self, endpoint: &WebEndpoint, call: CallId) -> Option<WebExchange> {
-        let mut parked = self.parked();
-        parked.get(&call).filter(|kept| kept.endpoint == *endpoint)?;
-        parked.remove(&call).map(|kept| kept.exchange)
     }
 }
 
@@ -178,20 +158,6 @@ impl Control {
                 }
             }
         }
-    }
-
-    /// Keeps a request for a client that comes back.
-    pub(crate) fn park_web(&self, endpoint: &WebEndpoint, exchange: WebExchange) {
-        let (call, turn) = (exchange.call, self.web.exchanges.turns.fetch_add(1, Ordering::Relaxed));
-        let parked = Parked { endpoint: endpoint.clone(), exchange, turn };
-        self.web.exchanges.parked().insert(call, parked);
-        self.spawn("web-parked", move |control| async move {
-            tokio::time::sleep(PARKED_MAX).await;
-            let mut parked = control.web.exchanges.parked();
-            if parked.get(&call).is_some_and(|kept| kept.turn == turn) {
-                parked.remove(&call);
-            }
-        });
     }
 
     /// The request's side of a call's chunks, if the call is a request under way here.

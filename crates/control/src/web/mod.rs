@@ -1,5 +1,5 @@
 //! Web functions: which there are and under which names and ports ([`labels`], [`addresses`]), the requests to them
-//! (by messages: [`exchange`]; as they are: [`direct`]), and the tokens that open those which are not for everybody
+//! (by messages: [`exchange`]; as they are: [`direct`]; for classes with [`parameters`]), and the tokens that open those which are not for everybody
 //! ([`tokens`]).
 
 mod addresses;
@@ -7,13 +7,14 @@ mod direct;
 mod exchange;
 mod labels;
 mod messages;
+mod parameters;
 mod scope;
 mod tokens;
 
 use crate::Control;
-use evoke_core::{CallId, Error, FunctionId};
+use evoke_core::{Error, FunctionId};
 use evoke_proto::api;
-use evoke_proto::web::{Begun, WebAddress, WebApps, WebEndpoint, WebExchange, WebHead};
+use evoke_proto::web::{Begun, WebAddress, WebApps, WebEndpoint, WebHead};
 use std::sync::Arc;
 
 /// What control knows of web functions.
@@ -44,19 +45,13 @@ impl WebApps for Control {
             self.store.room().await;
         }
         let me = self.me.upgrade().ok_or_else(shutting_down)?;
+        let function = me.with_query(endpoint.function, &head.query).await?;
+        let endpoint = &WebEndpoint { function, ..endpoint.clone() };
         if let Some(port) = self.server_port(endpoint.function, &endpoint.method) {
             return me.begin_direct(endpoint.function, port).await.map(Begun::Direct);
         }
         let args = scope::arguments(&head, self.is_proxied(endpoint.function, &endpoint.method));
         me.begin_web(endpoint, &head, args).map(Begun::Messages)
-    }
-
-    fn park(&self, endpoint: &WebEndpoint, exchange: WebExchange) {
-        self.park_web(endpoint, exchange);
-    }
-
-    fn resume(&self, endpoint: &WebEndpoint, call: CallId) -> Option<WebExchange> {
-        self.web.exchanges.resume(endpoint, call)
     }
 }
 

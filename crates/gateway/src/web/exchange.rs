@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::direct::Upgrade;
 use super::handshake::Opening;
 use super::upload::{Upload, Uploaded};
+use super::waiting::{State, Visit};
 use super::{WebIngress, handshake, head, reply, upload};
 use crate::connection::{AnswerBody, Connection};
 use crate::routes::{HttpBody, status_of, text};
@@ -106,7 +107,7 @@ impl WebIngress {
                 let upload = Upload::start(body, &exchange.to_app, most, stall, watch).await;
                 (exchange, upload)
             }
-            Became::Resumed(exchange) => (exchange, None),
+            Became::Resumed(visit) => return self.wait_again(parts.method, place, visit).await,
         };
         self.wait(endpoint, parts.method, place, exchange, upload).await
     }
@@ -130,14 +131,37 @@ impl WebIngress {
         Err(text(StatusCode::UNAUTHORIZED, why).into())
     }
 
-    fn resume(&self, endpoint: &WebEndpoint, call: &str) -> Result<WebExchange, Box<Said>> {
+    fn resume(&self, endpoint: &WebEndpoint, call: &str) -> Result<Visit, Box<Said>> {
         let call = call.parse::<CallId>().ok();
-        let exchange = call.and_then(|call| self.inner.apps.resume(endpoint, call));
-        exchange.ok_or_else(|| {
-            let why = "No request waits here under that id: its answer was fetched already, is waited for by \
-                somebody else, or was not fetched in time.\n";
-            text(StatusCode::NOT_FOUND, why).into()
-        })
+        call.and_then(|call| self.inner.waiting.visit(endpoint, call)).ok_or_else(nothing_waits)
+    }
+
+    /// Waits for the answer of a request whose client was sent away, for whoever asks for it now.
+    async fn wait_again(
+        &self,
+        method: Method,
+        place: Place,
+        visit: Visit,
+    ) -> Result<Response<AnswerBody>, Box<Said>> {
+        let mut deadline = pin!(tokio::time::sleep(self.inner.limits.answer));
+        let mut turn = tokio::select! {
+            turn = visit.turn() => turn,
+            () = &mut deadline => return Err(sent_away(place.to_ask_again(visit.call())).into()),
+        };
+        let message = match &mut *turn {
+            State::Answered(kept) => return Ok(kept.answer()),
+            State::Taken => return Err(nothing_waits()),
+            // Who leaves meanwhile leaves the request as it is.
+            State::Unanswered(exchange) => tokio::select! {
+                message = exchange.from_app.recv() => message,
+                () = &mut deadline => return Err(sent_away(place.to_ask_again(visit.call())).into()),
+            },
+        };
+        let State::Unanswered(exchange) = std::mem::replace(&mut *turn, State::Taken) else {
+            return Err(nothing_waits());
+        };
+        let answer = answered(message, &method, *exchange, None);
+        visit.passing(turn, answer, &method).await
     }
 
     /// Waits until the application answers, its client must be sent away, or it is clear that there will be
@@ -177,7 +201,7 @@ impl WebIngress {
                 // A body that still comes is no wait.
                 () = &mut deadline, if !sending => {
                     let location = place.to_ask_again(exchange.call);
-                    self.inner.apps.park(&endpoint, exchange);
+                    self.inner.waiting.park(&endpoint, exchange);
                     return Err(sent_away(location).into());
                 }
             }
@@ -192,7 +216,7 @@ enum Became {
     /// It has begun.
     Begun(Begun, Option<Upgrade>),
     /// It goes on waiting for an answer.
-    Resumed(WebExchange),
+    Resumed(Visit),
 }
 
 /// What an application's first message makes of a request.
@@ -220,6 +244,12 @@ fn answered(
             })
         }
     }
+}
+
+fn nothing_waits() -> Box<Said> {
+    let why =
+        "No request waits here under that id: its answer was fetched already, or was not fetched in time.\n";
+    text(StatusCode::NOT_FOUND, why).into()
 }
 
 /// The answer for an application that broke the rules.

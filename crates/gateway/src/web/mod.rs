@@ -5,6 +5,7 @@
 //! - `exchange`: the life of a request: admission, its beginning, the wait for an answer, being sent away.
 //! - `upload`: the body on its way to the application.
 //! - `reply`: the application's messages as a response.
+//! - `waiting`: requests whose clients were sent away to ask again.
 //! - `direct`: requests that go to a server inside of a container as they are.
 //! - `handshake`, `socket`: the same for WebSockets.
 
@@ -16,6 +17,7 @@ mod reply;
 mod route;
 mod socket;
 mod upload;
+mod waiting;
 
 use evoke_proto::web::{ANSWER_MS_MAX, WebAddress, WebApps};
 use http::{Request, Response, StatusCode};
@@ -38,6 +40,9 @@ const BODY_BYTES_MAX: u64 = 4 << 30;
 /// How long a client may send nothing of a body that it began, in milliseconds.
 const BODY_STALL_MS_MAX: u64 = 120_000;
 
+/// A request whose client was sent away waits for it so long.
+const PARKED_MAX: Duration = Duration::from_secs(10 * 60);
+
 /// How long a client of a WebSocket may take nothing of what is sent to it, in milliseconds.
 const WRITE_STALL_MS_MAX: u64 = 60_000;
 
@@ -46,6 +51,8 @@ const WRITE_STALL_MS_MAX: u64 = 60_000;
 pub struct WebLimits {
     /// A request that is not answered within this time is sent away, to ask again.
     pub answer: Duration,
+    /// How long a request whose client was sent away waits for it.
+    pub parked: Duration,
     /// Largest body of a request, in bytes.
     pub body_bytes: u64,
     /// How long a client may send nothing of a body that it began.
@@ -60,6 +67,7 @@ impl Default for WebLimits {
     fn default() -> Self {
         Self {
             answer: Duration::from_millis(ANSWER_MS_MAX),
+            parked: PARKED_MAX,
             body_bytes: BODY_BYTES_MAX,
             body_stall: Duration::from_millis(BODY_STALL_MS_MAX),
             write_stall: Duration::from_millis(WRITE_STALL_MS_MAX),
@@ -77,6 +85,7 @@ pub struct WebIngress {
 struct Inner {
     apps: Arc<dyn WebApps>,
     limits: WebLimits,
+    waiting: waiting::Waiting,
     /// Connections to containers that no request has.
     pool: direct::Pool,
 }
@@ -89,7 +98,8 @@ impl WebIngress {
 
     /// The same with other limits than the usual ones.
     pub fn with_limits(apps: Arc<dyn WebApps>, limits: WebLimits) -> Self {
-        Self { inner: Arc::new(Inner { apps, limits, pool: direct::Pool::default() }) }
+        let waiting = waiting::Waiting::new(limits.parked);
+        Self { inner: Arc::new(Inner { apps, limits, waiting, pool: direct::Pool::default() }) }
     }
 
     /// Serves `listener` until `stop` turns true (or its sender is gone), then lets the requests that were

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::direct::{DirectBody, Slot};
 use super::head::is_of_the_hop;
 use super::upload::{Upload, Uploaded};
+use super::waiting::Passing;
 
 /// How long an application may go on with an answer that has no body, in milliseconds.
 const DRAIN_MS_MAX: u64 = 10_000;
@@ -28,6 +29,8 @@ pub(crate) enum WebBody {
     Direct(Box<DirectBody>),
     /// It comes from a server that refused to become something else than HTTP.
     Refusal(Box<(Incoming, Slot)>),
+    /// It is copied on its way.
+    Passing(Box<Passing>),
 }
 
 impl Body for WebBody {
@@ -39,6 +42,7 @@ impl Body for WebBody {
             WebBody::Empty => Poll::Ready(None),
             WebBody::Messages(body) => body.poll(cx),
             WebBody::Direct(body) => body.poll(cx),
+            WebBody::Passing(body) => body.poll(cx),
             WebBody::Refusal(refusal) => {
                 let (body, slot) = &mut **refusal;
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
@@ -55,6 +59,7 @@ impl Body for WebBody {
             WebBody::Empty => true,
             WebBody::Messages(body) => body.awaits == Awaits::Nothing,
             WebBody::Direct(body) => body.is_end_stream(),
+            WebBody::Passing(body) => body.is_end_stream(),
             WebBody::Refusal(refusal) => refusal.0.is_end_stream(),
         }
     }
@@ -64,6 +69,7 @@ impl Body for WebBody {
             WebBody::Empty => SizeHint::with_exact(0),
             WebBody::Messages(body) => body.left.map(SizeHint::with_exact).unwrap_or_default(),
             WebBody::Direct(body) => body.size_hint(),
+            WebBody::Passing(body) => body.size_hint(),
             WebBody::Refusal(refusal) => refusal.0.size_hint(),
         }
     }

@@ -39,10 +39,9 @@ async fn who_waits_too_long_is_sent_away_until_the_answer_is_there() {
         assert!(path.starts_with("/slow?a=b&__modal_function_call_id=fc-"), "{path}");
         answer = world.get(&path).await;
         if answer.status == 200 {
-            // It is given once.
+            // Who loads it again starts no new request.
             let again = world.get(&path).await;
-            assert_eq!(again.status, 404);
-            assert!(again.text().contains("No request waits"));
+            assert_eq!((again.status, again.text().as_str()), (200, "hi"));
         }
     }
     assert_eq!((answer.status, answer.text().as_str()), (200, "hi"));
@@ -76,14 +75,69 @@ async fn the_body_of_a_request_that_is_sent_away_was_read_whole() {
     assert_eq!(answer.text(), "abcd");
 }
 
+/// The address where the answer of a request will be.
+async fn sent_away(world: &World, target: &str) -> String {
+    let answer = world.get(target).await;
+    assert_eq!(answer.status, 303);
+    answer.header("location").unwrap().strip_prefix(&format!("http://{}", world.address)).unwrap().to_owned()
+}
+
+fn long(mut app: App) -> BoxFuture<'static, ()> {
+    async move {
+        let Some(_) = app.read().await else { return };
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        app.start(200, &[]).await;
+        for _ in 0..3 {
+            app.body("x".repeat(1 << 20), true).await;
+        }
+        app.body("", false).await;
+        app.done().await;
+    }
+    .boxed()
+}
+
+fn patient() -> WebLimits {
+    WebLimits { answer: Duration::from_millis(200), ..WebLimits::default() }
+}
+
 #[tokio::test]
-async fn the_end_of_a_client_that_asks_again_is_told_and_ends_the_wait() {
-    let mut world = World::with_limits(slow, short()).await;
-    let answer = world.get("/never").await;
-    let path = answer.header("location").unwrap().strip_prefix(&format!("http://{}", world.address));
+async fn all_who_wait_for_an_answer_get_it() {
+    let world = World::with_limits(slow, patient()).await;
+    let path = sent_away(&world, "/slow").await;
+    let (one, two, three) = tokio::join!(world.get(&path), world.get(&path), world.get(&path));
+    assert_eq!([one.status, two.status, three.status], [200; 3]);
+}
+
+#[tokio::test]
+async fn who_leaves_lets_the_next_go_on() {
+    let world = World::with_limits(slow, patient()).await;
+    let path = sent_away(&world, "/slow").await;
     let mut wire = world.connect().await;
-    wire.send(format!("GET {} HTTP/1.1\r\nHost: h\r\n\r\n", path.unwrap())).await;
-    world.hears("resumed").await;
-    drop(wire);
+    wire.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).await;
+    let answer = tokio::join!(world.get(&path), async { drop(wire) }).0;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn a_large_answer_is_given_once() {
+    let world = World::with_limits(long, patient()).await;
+    let path = sent_away(&world, "/").await;
+    let mut answers = tokio::join!(world.get(&path), world.get(&path));
+    if answers.0.status == 404 {
+        std::mem::swap(&mut answers.0, &mut answers.1);
+    }
+    assert_eq!((answers.0.status, answers.0.text().len()), (200, 3 << 20));
+    assert_eq!(answers.1.status, 404);
+    assert!(answers.1.text().contains("No request waits"));
+}
+
+#[tokio::test]
+async fn an_application_whose_client_does_not_come_back_is_told() {
+    let limits = WebLimits { parked: Duration::from_millis(200), ..short() };
+    let mut world = World::with_limits(slow, limits).await;
+    let path = sent_away(&world, "/never").await;
+    let again = world.get(&path).await;
+    assert_eq!(again.status, 303);
     world.hears("never: gone").await;
+    assert_eq!(world.get(&path).await.status, 404);
 }

@@ -91,7 +91,6 @@ type Script = fn(App) -> futures::future::BoxFuture<'static, ()>;
 pub struct Apps {
     endpoints: Mutex<HashMap<WebAddress, WebEndpoint>>,
     script: Script,
-    parked: Mutex<HashMap<CallId, WebExchange>>,
     calls: AtomicU64,
     log: Log,
     direct: Mutex<Option<(DirectTarget, bool)>>,
@@ -136,14 +135,6 @@ impl WebApps for Apps {
         tokio::spawn((self.script)(App { head, receive, send, log: self.log.clone() }));
         Ok(Begun::Messages(WebExchange { call, to_app, from_app }))
     }
-    fn park(&self, _endpoint: &WebEndpoint, exchange: WebExchange) {
-        self.parked.lock().unwrap().insert(exchange.call, exchange);
-    }
-    fn resume(&self, _endpoint: &WebEndpoint, call: CallId) -> Option<WebExchange> {
-        let exchange = self.parked.lock().unwrap().remove(&call)?;
-        self.log.say("resumed");
-        Some(exchange)
-    }
 }
 
 /// A running gateway with one web function, `plain`; it stops with its handle.
@@ -165,7 +156,6 @@ impl World {
         let apps = Arc::new(Apps {
             endpoints: Mutex::default(),
             script,
-            parked: Mutex::default(),
             calls: AtomicU64::default(),
             log: Log(log),
             direct: Mutex::default(),

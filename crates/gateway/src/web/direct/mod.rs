@@ -96,7 +96,7 @@ impl WebIngress {
         let Some(call) = awaited.call else {
             return Err(text(StatusCode::GATEWAY_TIMEOUT, "There was no answer in time.\n").into());
         };
-        self.inner.apps.park(endpoint, parked::exchange(call, awaited));
+        self.inner.waiting.park(endpoint, parked::exchange(call, awaited));
         Err(sent_away(place.to_ask_again(call)).into())
     }
 
