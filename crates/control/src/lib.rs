@@ -57,6 +57,7 @@ mod shared_volumes;
 mod shell;
 mod stats;
 mod times;
+mod tunnels;
 mod variants;
 mod version_diff;
 mod volumes;
@@ -79,6 +80,7 @@ pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
 use evoke_core::{Clock, Entropy, Error, FunctionId, SystemEntropy, UnixMs};
 use evoke_engine::{Engine, EngineConf, WorkerCapacity};
 use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
+use evoke_proto::tunnels::Tunnels;
 use evoke_proto::web::WebListeners;
 use evoke_proto::worker::Worker;
 use evoke_proto::{Dispatcher, Status};
@@ -138,6 +140,8 @@ pub struct Dependencies {
     pub urls: Arc<dyn Urls>,
     /// Opens ports for web functions.
     pub web_listeners: Arc<dyn WebListeners>,
+    /// Opens ports for tunnels.
+    pub tunnels: Arc<dyn Tunnels>,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -160,6 +164,7 @@ pub struct Control {
     pub(crate) bundles: Arc<dyn Bundles>,
     pub(crate) urls: Arc<dyn Urls>,
     pub(crate) web_listeners: Arc<dyn WebListeners>,
+    pub(crate) tunnels: Arc<dyn Tunnels>,
     pub(crate) web: web::State,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) machine: Machine,
@@ -205,8 +210,17 @@ impl Control {
     pub fn start(config: ControlConfig, dependencies: Dependencies) -> Arc<Self> {
         let Dependencies { store, logs, vault, objects, trees, contents, volume_trees, blobs, .. } =
             dependencies;
-        let Dependencies { shared_folders, values, builder, bundles, urls, web_listeners, clock, .. } =
-            dependencies;
+        let Dependencies {
+            shared_folders,
+            values,
+            builder,
+            bundles,
+            urls,
+            web_listeners,
+            tunnels,
+            clock,
+            ..
+        } = dependencies;
         let engine = Engine::new(EngineConf::default(), Box::new(SystemEntropy::default()));
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
@@ -228,6 +242,7 @@ impl Control {
             bundles,
             urls,
             web_listeners,
+            tunnels,
             web: web::State::default(),
             clock,
             registry: registry::Registry::default(),

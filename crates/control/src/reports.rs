@@ -68,6 +68,7 @@ impl Control {
             self.logs.forget_task(&app.into(), task);
         }
         let used = TaskUsage { cpu_ms: usage.cpu_ns / 1_000_000, memory_peak_bytes: usage.memory_peak_bytes };
+        self.end_tunnels(task).await;
         self.calls.apply(self, |engine, _| Ok(engine.task_usage(task, used))).await?;
         let end = ContainerExit {
             oom: exit.oom,

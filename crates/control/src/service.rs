@@ -135,6 +135,8 @@ fn data(builder: DispatcherBuilder, me: &Weak<Control>) -> DispatcherBuilder {
         SecretList => secret_list,
         SecretUpdate => secret_update,
         TokenInfoGet => token_info_get,
+        TunnelStart => tunnel_start,
+        TunnelStop => tunnel_stop,
         WebhookTokenCreate => webhook_token_create,
         WebhookTokenDelete => webhook_token_delete,
         WebhookTokenEnvironmentAdd => webhook_token_environment_add,

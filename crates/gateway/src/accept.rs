@@ -14,7 +14,7 @@ use crate::connection::{self, Answers, Connection, stopped};
 use crate::wire::Wire;
 
 /// Pause after the machine could not give a descriptor for a connection, in milliseconds.
-const ACCEPT_PAUSE_MS: u64 = 50;
+pub(crate) const ACCEPT_PAUSE_MS: u64 = 50;
 /// How long requests that were begun may take to end once the listener stops, in milliseconds.
 const GRACE_MS_MAX: u64 = 5_000;
 
@@ -60,7 +60,7 @@ async fn accept(listener: &Listener) -> io::Result<(Accepted, Peer)> {
 }
 
 /// Has the kernel end connections whose other end vanished, or takes nothing of what is sent to it.
-fn notice_the_dead(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn notice_the_dead(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, Duration::from_secs(SILENCE_S_MAX))?;
     sockopt::set_tcp_keepintvl(stream, Duration::from_secs(SILENCE_S_MAX))?;

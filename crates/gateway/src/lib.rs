@@ -6,6 +6,8 @@
 //! need no token. Requests for web functions, on listeners of their own ([`WebIngress::serve`]) or by the host
 //! that they name on the others, are relayed to the functions' applications.
 //!
+//! Tunnels ([`serve_tunnel`]) lead to ports of containers, by TLS under certificates of a [`LocalAuthority`].
+//!
 //! Entry points: [`Ingress::serve`] and [`WebIngress::serve`] for listeners, [`Platform`] for what is not gRPC. The pieces behind it
 //! come in as traits: [`evoke_proto::Service`], [`BlobStore`], [`VolumeStore`], [`PageData`],
 //! [`evoke_proto::web::WebApps`].
@@ -20,6 +22,8 @@ mod pages;
 mod preface;
 mod routes;
 mod sign;
+mod tls;
+mod tunnels;
 mod volumes;
 mod web;
 mod wire;
@@ -30,5 +34,7 @@ pub use ingress::{Identity, Ingress, Listener};
 pub use pages::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData, utc};
 pub use routes::{HttpBody, HttpRoutes, Platform};
 pub use sign::UrlSigner;
+pub use tls::LocalAuthority;
+pub use tunnels::serve_tunnel;
 pub use volumes::VolumeStore;
 pub use web::{WebIngress, WebLimits};

@@ -22,6 +22,7 @@ pub mod rpc;
 mod service;
 mod status;
 mod timeout;
+pub mod tunnels;
 pub mod web;
 pub mod worker;
 

@@ -12,6 +12,7 @@ mod machine;
 mod memory;
 mod pages;
 mod payloads;
+mod tunnels;
 mod urls;
 mod web;
 mod worker_gate;
@@ -32,8 +33,9 @@ use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WebIngress
 use evoke_image::{
     BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder, StandalonePythons, Surveys,
 };
+use evoke_proto::tunnels::Tunnels;
 use evoke_proto::web::WebListeners;
-use evoke_proto::worker::Control as ControlPort;
+use evoke_proto::worker::{Control as ControlPort, Worker as _};
 use evoke_runtime::Runtime;
 use evoke_runtime::fdstore::FdStoreClient;
 use evoke_store::Store;
@@ -47,6 +49,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tunnels::TunnelPorts;
 use worker_gate::WorkerGate;
 
 /// The image builder version that clients are told to use: the newest that every supported client knows.
@@ -92,9 +95,10 @@ impl Roles {
         let signer = UrlSigner::new(&key, clock.clone());
         let machine = machine::look(&launch.config, &data)?;
         let web_ports = Arc::new(web::WebPorts::new(&public, fd_store.clone(), &mut kept)?);
-        let web_listeners = web_ports.clone();
-        let rooms =
-            rooms(&data, &launch, runtime.clone(), &signer, web_listeners, machine.build_steps()).await?;
+        let (keeper, folder) = (fd_store.clone(), data.path().join("tls"));
+        let tunnels = Arc::new(TunnelPorts::new(&public, folder, clock.now(), keeper, &mut kept)?);
+        let listeners = Listeners { web: web_ports.clone(), tunnels: tunnels.clone() };
+        let rooms = rooms(&data, &launch, runtime.clone(), &signer, listeners, machine.build_steps()).await?;
         let (store, blobs, contents) = (rooms.store.clone(), rooms.blobs.clone(), rooms.contents.clone());
         let config = ControlConfig {
             builder_version: BUILDER_VERSION.to_owned(),
@@ -144,6 +148,7 @@ impl Roles {
         let gate = Arc::new(WorkerGate::new(worker.clone()));
         control.adopt(gate.clone()).await.context("taking back the containers that live on")?;
 
+        tunnels.adopt(|task| gate.address(task)).await.context("serving tunnels")?;
         web_ports.serve(web).await.context("serving web functions")?;
         let listener = Listener::from_tcp(public).context("serving the public listener")?;
         let (stop_ingress, stopped) = watch::channel(false);
@@ -182,13 +187,19 @@ impl Roles {
     }
 }
 
+/// What opens ports for control.
+struct Listeners {
+    web: Arc<dyn WebListeners>,
+    tunnels: Arc<dyn Tunnels>,
+}
+
 /// Everything that control stands on.
 async fn rooms(
     data: &DataFolder,
     launch: &Launch,
     runtime: Arc<dyn Runtime>,
     signer: &UrlSigner,
-    web_listeners: Arc<dyn WebListeners>,
+    listeners: Listeners,
     steps_at_once: usize,
 ) -> Result<Dependencies> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -246,7 +257,8 @@ async fn rooms(
         )),
         bundles: Arc::new(bundles::ClientBundles::new(of_client, bytecode)),
         urls: Arc::new(urls::Signed(signer.clone())),
-        web_listeners,
+        web_listeners: listeners.web,
+        tunnels: listeners.tunnels,
         clock,
     })
 }
