@@ -42,9 +42,10 @@ e2e: setup-test ## end-to-end tests with the official client against real contai
 test-v2: build setup-test ## the same binary on Debian 12's kernel with control groups v2 alone, in a virtual machine
 	$(SUDO) scripts/test-v2 $(EVOKE) $(abspath $(PYTHON))
 
-bench: setup-test ## benchmarks, each a ratio against a baseline in the same run
+bench: setup-test ## benchmarks, each a ratio against a baseline in the same run; also as .cache/bench.json and .svg
 	$(CARGO) build -p evoke-cli -p evoke-baseline --release
-	$(SUDO) env EVOKE_BIN=$(abspath $(TARGET)/release/evoke) $(PYTHON) benches/run.py
+	$(SUDO) env EVOKE_BIN=$(abspath $(TARGET)/release/evoke) $(PYTHON) benches/run.py \
+		--json .cache/bench.json --svg .cache/bench.svg
 
 clean: ## remove what was built and the test environment (not the data folder)
 	rm -rf target .cache

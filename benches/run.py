@@ -12,11 +12,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import chart
 import cold
 import data
 import idle
 import machine
 import million
+import peers
 import volumes
 import warm
 from servers import HOST, Evoke, started
@@ -48,6 +50,8 @@ def main() -> int:
     print(f"\nthis machine was busy for {busy:.0f} CPU seconds meanwhile, {steal:.0f} more were stolen from it")
     if options.json:
         write_json(rows, options.json)
+    if options.svg:
+        chart.write_svg(rows, options.svg)
     return 0 if all(row.met for row in rows) else 1
 
 
@@ -77,12 +81,14 @@ def benchmarks(
         "million": million_run,
         "volumes": with_server(lambda evoke: volumes.measure(evoke, work), "volumes"),
         "data": with_server(lambda evoke: data.measure(evoke, work), "data"),
+        "peers": with_server(lambda evoke: peers.measure(evoke, work), "peers", bases=None),
     }
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as JSON too")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw how they stand to their goals there")
     parser.add_argument("--only", action="append", metavar="NAME", help="run this benchmark (may be repeated)")
     parser.add_argument("--lean", help="the lean ways that containers take, as EVOKE_LEAN lists them; `off` for none")
     parser.add_argument("--keep", action="store_true", help="keep the data folders and logs")

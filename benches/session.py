@@ -1,4 +1,4 @@
-"""A program with the official client that runs beside the benchmark and does what it is told."""
+"""A program, mostly with the official client, that runs beside the benchmark and does what it is told."""
 
 import json
 import subprocess
@@ -13,13 +13,20 @@ from servers import PROGRAMS
 class Session:
     """One client process with its app, for as long as it is open."""
 
-    def __init__(self, program: str, env: Mapping[str, str], home: Path, more: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        program: str,
+        env: Mapping[str, str],
+        home: Path,
+        more: Mapping[str, str] | None = None,
+        python: Path = Path(sys.executable),
+    ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         own = {"HOME": str(home), "MODAL_CONFIG_PATH": str(home / "modal.toml"), **(more or {})}
         self._log = home / f"{program}.log"
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(PROGRAMS / program)],
+                [str(python), str(PROGRAMS / program)],
                 env={**env, **own},
                 cwd=PROGRAMS,
                 stdin=subprocess.PIPE,
