@@ -1,14 +1,17 @@
 """Pulls that must not succeed, or not in silence: what does not fit the disk, and what is left out of layers."""
 
+import gzip
 import io
+import json
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 from support.client import Client
-from support.registry import Registry
+from support.registry import MANIFEST, Registry
 from support.server import Server
 
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -89,3 +92,81 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(small: Server, registry
     run = client.program(program.format(name="device")).failed()
     assert "note: 'dev/disk' was left out: a device node, which no container may have" in run.flat, run.flat
     client.close()
+
+
+def _archive(*entries: tuple[str, bytes, str]) -> bytes:
+    """Entries by name, kind and what they link to; files hold a word."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, kind, target in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname, entry.mode = kind, target, 0o755
+            entry.size = 5 if kind == tarfile.REGTYPE else 0
+            tar.addfile(entry, io.BytesIO(b"evil!"))
+    return archive.getvalue()
+
+
+def test_what_a_registry_serves_wrongly_is_told_and_harms_nothing(
+    client: Client, registry: Registry, server: Server
+) -> None:
+    tag, outside = token_hex(4), Path(f"/etc/evoke-e2e-{token_hex(4)}")
+    layers = {
+        "garbage": [_archive(("garbage", tarfile.REGTYPE, ""))],
+        "config": [_archive(("config", tarfile.REGTYPE, ""))],
+        "layer": [_archive(("layer", tarfile.REGTYPE, ""))],
+        "short": [_archive(("short", tarfile.REGTYPE, ""))],
+        "no-archive": [gzip.compress(b"this is no archive" * 100)],
+        "climbs": [_archive((f"../../../../../..{outside}", tarfile.REGTYPE, ""))],
+        "host-link": [_archive(("passwd", tarfile.LNKTYPE, "../../../../../../etc/passwd"))],
+        "through": [
+            _archive(
+                ("etc", tarfile.DIRTYPE, ""),
+                ("way", tarfile.SYMTYPE, "/etc"),
+                ("up", tarfile.SYMTYPE, "../../../../etc"),
+            ),
+            _archive((f"way/{outside.name}", tarfile.REGTYPE, ""), (f"up/{outside.name}", tarfile.REGTYPE, "")),
+        ],
+    }
+    for name, archives in layers.items():
+        registry.push(f"odd/{name}", tag, [(GZIP, archive) for archive in archives], {"Cmd": ["sh", name]})
+    # What each manifest names, by its place in it.
+    named = {
+        key.partition(":")[0]: json.loads(body)
+        for key, (kind, body) in registry.manifests.items()
+        if key.startswith("odd/") and kind == MANIFEST
+    }
+    registry.manifests[f"odd/garbage:{tag}"] = (MANIFEST, b"<html>please log in</html>")
+    registry.instead[named["odd/config"]["config"]["digest"]] = b'{"architecture": "amd64", "os": "linux"}'
+    registry.instead[named["odd/layer"]["layers"][0]["digest"]] = layers["layer"][0][:-1] + b"?"
+    registry.instead[named["odd/short"]["layers"][0]["digest"]] = layers["short"][0][:-9]
+    before = {path.name for path in (server.data / "layers").iterdir()}
+    run = client.program(
+        """
+        app = modal.App("odd")
+
+        @app.local_entrypoint()
+        def main():
+            for name in os.environ["E2E_NAMES"].split():
+                image = modal.Image.from_registry(f"{os.environ['E2E_FROM']}/odd/{name}:{os.environ['E2E_TAG']}")
+                report(name, attempt(lambda image=image: bool(image.build(app))))
+        """,
+        env={"E2E_NAMES": " ".join(layers), "E2E_TAG": tag, "E2E_FROM": registry.address.removeprefix("http://")},
+    ).ok()
+    for name, says in {
+        "garbage": ["odd/garbage", "have the image pushed anew"],
+        "config": ["does not match its digest", "have the image pushed anew"],
+        "layer": ["does not match its digest", "have the image pushed anew"],
+        "short": ["odd/short"],
+        "no-archive": ["odd/no-archive", "have the image pushed anew"],
+        "climbs": ["odd/climbs", "..", "have the image pushed anew"],
+        "host-link": ["odd/host-link", "..", "have the image pushed anew"],
+    }.items():
+        found = run[name]
+        assert "error" in found and found["seconds"] < 20, (name, found)
+        assert all(words in found["error"] for words in says), (name, found)
+    made = {path.name for path in (server.data / "layers").iterdir()} - before
+    # A link of a layer leads where it would lead in the container.
+    assert "error" not in run["through"], run["through"]
+    assert len(made) == 2 and not outside.exists()
+    found = [path for layer in made for path in (server.data / "layers" / layer).rglob(outside.name)]
+    assert [path.relative_to(server.data / "layers").parts[2:] for path in found] == [outside.parts[1:]]

@@ -190,4 +190,28 @@ fn a_body_that_trickles_is_given_up() {
     let error = fetcher.download(&what, &folder.path().join("layer")).unwrap_err();
     assert!(error.is_unreachable() && error.to_string().contains("bytes in 200ms"), "{error}");
     assert!(!folder.path().join("layer").exists());
+    let error = fetcher.get_bytes(&url, &[], 1 << 20).unwrap_err();
+    assert!(error.is_unreachable() && error.to_string().contains("bytes in 200ms"), "{error}");
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up_before_all_attempts() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/document", listener.local_addr().unwrap());
+    let limits = Limits {
+        answer_timeout: Duration::from_millis(100),
+        patience: Duration::from_millis(150),
+        attempts_max: 1_000,
+        backoff: Duration::from_millis(1),
+        ..Limits::default()
+    };
+    let fetcher = Fetcher::with_limits(&HostEnv::default(), limits).unwrap();
+    // The connection is accepted by the kernel alone.
+    let error = fetcher.get_bytes(&url, &[], 1 << 20).unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let what = Download { url: &url, ..Download::default() };
+    let error = fetcher.download(&what, &folder.path().join("layer")).unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    drop(listener);
 }

@@ -34,6 +34,7 @@ mod volumes;
 pub mod wire;
 
 pub use serve::run;
+pub use unpack::{MAKING, READING};
 
 /// Where volumes are mounted in a container, each under its id. Programs and the official client know the path.
 pub const VOLUMES_FOLDER: &str = "/__modal/volumes";

@@ -30,6 +30,11 @@ const RESERVED: &[u8] = b".wh..wh.";
 /// Extended attributes are carried by these records.
 const XATTR_RECORD: &str = "SCHILY.xattr.";
 
+/// The step of an unpacking that fails where the archive is no archive.
+pub const READING: &str = "reading the archive";
+/// How the step begins that fails where an entry cannot be made as it is, before its name.
+pub const MAKING: &str = "unpacking ";
+
 type Source = BufReader<std::fs::File>;
 
 /// Unpacks `archive` onto `tree`.
@@ -39,11 +44,11 @@ pub(crate) fn unpack(tree: OwnedFd, archive: OwnedFd) -> Result<UnpackStats, Ste
     let mut archive = Archive::new(BufReader::with_capacity(BUFFER, std::fs::File::from(archive)));
     // SAFETY: a plain system call.
     unsafe { libc::umask(0) };
-    for entry in archive.entries().step("reading the archive")? {
-        let mut entry = entry.step("reading the archive")?;
+    for entry in archive.entries().step(READING)? {
+        let mut entry = entry.step(READING)?;
         let path = entry.path_bytes().into_owned();
         let shown = String::from_utf8_lossy(&path).into_owned();
-        unpacker.entry(&path, &mut entry).step(format!("unpacking '{shown}'"))?;
+        unpacker.entry(&path, &mut entry).step(format!("{MAKING}'{shown}'"))?;
     }
     // Whoever writes the archive may pad it; reading on spares them a broken pipe.
     io::copy(&mut archive.into_inner(), &mut io::sink()).step("reading the archive's end")?;

@@ -355,11 +355,10 @@ impl Builder for RuntimeBuilder {
     ) -> Result<LayerSize> {
         let lower: Vec<Layer> =
             lower.layers.iter().map(|l| Layer { path: l.path.clone(), owner: Owner::Canonical }).collect();
-        let stats = self
-            .runtime
-            .unpack_layer(commit, &lower, archive)
-            .await
-            .map_err(|e| failed("unpack a layer", &e))?;
+        let stats = self.runtime.unpack_layer(commit, &lower, archive).await.map_err(|e| match e {
+            broken if broken.is_of_archive() => ImageError::malformed("a layer's archive", broken),
+            other => failed("unpack a layer", &other),
+        })?;
         for warning in &stats.warnings {
             log.write(LogStream::Stderr, &format!("note: {warning}\n"));
         }

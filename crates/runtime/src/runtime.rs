@@ -207,6 +207,12 @@ pub enum RuntimeError {
 pub type StartError = RuntimeError;
 
 impl RuntimeError {
+    /// Whether an archive could not be unpacked for what is in it.
+    pub fn is_of_archive(&self) -> bool {
+        let own = |step: &str| step == evoke_guest::READING || step.starts_with(evoke_guest::MAKING);
+        matches!(self, Self::Step { step, .. } if own(step))
+    }
+
     /// The kernel's (or the standard library's) refusal of `step`.
     pub fn step(step: impl Into<String>, error: impl Into<std::io::Error>) -> Self {
         let step = step.into();

@@ -34,6 +34,8 @@ class Registry(LocalHttp):
     # What is there for everybody, by path: not images.
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    # What is sent instead of what is asked for, by tag or digest.
+    instead: dict[str, bytes] = field(default_factory=dict)
 
     def push(self, name: str, tag: str, layers: list[tuple[str, bytes]], config: dict[str, object]) -> None:
         """Publishes an image of `layers` (media type and bytes each, bottom first) for this machine's architecture."""
@@ -97,6 +99,7 @@ class Registry(LocalHttp):
         if not found:
             return _send(request, 404, "application/json", b'{"errors": [{"code": "NOT_FOUND"}]}')
         kind, body = found
+        body = self.instead.get(reference, body)
         return _send(request, 200, kind, body, {"docker-content-digest": _digest(body)})
 
 

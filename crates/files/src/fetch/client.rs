@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use std::{
     io::{self, Read},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::transport::DefaultConnector;
@@ -44,6 +44,8 @@ pub struct Limits {
     pub slow_bytes_min: u64,
     /// Attempts in all, the first included.
     pub attempts_max: u32,
+    /// None is begun after so long without a byte that helps.
+    pub patience: Duration,
     /// The wait before the second attempt; it doubles with each further one.
     pub backoff: Duration,
 }
@@ -57,6 +59,7 @@ impl Default for Limits {
             slow_window: Duration::from_secs(60),
             slow_bytes_min: 64 * 1024,
             attempts_max: 4,
+            patience: Duration::from_secs(90),
             backoff: Duration::from_millis(300),
         }
     }
@@ -93,6 +96,36 @@ pub struct Reply {
     /// Where the redirects ended.
     pub url: String,
     body: ureq::BodyReader<'static>,
+    pace: Pace,
+}
+
+/// Watches that a body does not trickle.
+#[derive(Debug, Clone)]
+pub(super) struct Pace {
+    window: Duration,
+    bytes_min: u64,
+    since: Instant,
+    given: u64,
+}
+
+impl Pace {
+    fn new(limits: &Limits) -> Self {
+        Self { window: limits.slow_window, bytes_min: limits.slow_bytes_min, since: Instant::now(), given: 0 }
+    }
+
+    /// Takes note of bytes that came; an error where there are too few.
+    fn gave(&mut self, bytes: usize) -> io::Result<()> {
+        self.given += bytes as u64;
+        if self.since.elapsed() < self.window {
+            return Ok(());
+        }
+        if self.given < self.bytes_min {
+            let reason = format!("it gave {} bytes in {:?}", self.given, self.window);
+            return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+        }
+        (self.since, self.given) = (Instant::now(), 0);
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for Reply {
@@ -103,7 +136,11 @@ impl std::fmt::Debug for Reply {
 
 impl Read for Reply {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.body.read(buffer)
+        let n = self.body.read(buffer)?;
+        if n > 0 {
+            self.pace.gave(n)?;
+        }
+        Ok(n)
     }
 }
 
@@ -125,7 +162,7 @@ impl Reply {
     pub fn bytes(mut self, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
         let mut bytes = Vec::new();
         let url = redact_url(&self.url);
-        (&mut self.body)
+        (&mut self)
             .take(limit_bytes.saturating_add(1))
             .read_to_end(&mut bytes)
             .map_err(|e| FetchError::Unreachable { url: url.clone(), reason: e.to_string() })?;
@@ -181,11 +218,11 @@ impl Fetcher {
         headers: &[(&str, &str)],
         limit_bytes: u64,
     ) -> Result<Vec<u8>, FetchError> {
-        let mut attempt = 1;
+        let (mut attempt, began) = (1, Instant::now());
         loop {
             let read = self.get(url, headers)?.success()?.bytes(limit_bytes);
             match read {
-                Err(FetchError::Unreachable { .. }) if attempt < self.inner.limits.attempts_max => {
+                Err(FetchError::Unreachable { .. }) if !self.is_last(attempt, began) => {
                     self.back_off(attempt, None);
                     attempt += 1;
                 }
@@ -203,10 +240,11 @@ impl Fetcher {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Reply, FetchError> {
-        let mut attempt = 1;
+        let (mut attempt, began) = (1, Instant::now());
         loop {
-            let last = attempt >= self.inner.limits.attempts_max;
-            let wait = match self.follow(method.clone(), url, headers, body) {
+            let sent = self.follow(method.clone(), url, headers, body);
+            let last = self.is_last(attempt, began);
+            let wait = match sent {
                 Ok(reply) if !last && is_transient(reply.status) => match retry_after(&reply) {
                     Some(wait) if wait > RETRY_AFTER_MAX => return Ok(reply),
                     wait => wait,
@@ -218,6 +256,12 @@ impl Fetcher {
             self.back_off(attempt, wait);
             attempt += 1;
         }
+    }
+
+    /// Whether no attempt follows on this one, the first having begun at `began`.
+    pub(super) fn is_last(&self, attempt: u32, began: Instant) -> bool {
+        let limits = &self.inner.limits;
+        attempt >= limits.attempts_max || began.elapsed() >= limits.patience
     }
 
     /// Waits before the attempt after `attempt`; a server's wish counts where it gave one.
@@ -304,6 +348,7 @@ impl Fetcher {
             headers: head.headers,
             url: url.to_owned(),
             body: body.into_with_config().limit(u64::MAX).reader(),
+            pace: Pace::new(&inner.limits),
         })
     }
 }

@@ -1,11 +1,11 @@
 //! A body into a file: resumed where the connection broke, checked before it gets its name.
 
-use super::{FetchError, Fetcher, Limits, Reply, redact_url};
+use super::{FetchError, Fetcher, Reply, redact_url};
 use crate::{ContentHash, content_hash::COPY_BUFFER_BYTES, io_failure::IoContext};
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -88,7 +88,7 @@ impl Fetcher {
 
     /// Reads until the end of the content, over as many connections as the limits allow.
     fn fill(&self, what: &Download<'_>, partial: &mut Partial) -> Result<(), FetchError> {
-        let mut failures = 0;
+        let (mut failures, mut since) = (0, Instant::now());
         loop {
             let before = partial.length;
             match self.fill_once(what, partial) {
@@ -96,7 +96,10 @@ impl Fetcher {
                     // Progress resets the count: a long download over a bad line is not given up early.
                     let progress = partial.length > before && !std::mem::take(&mut partial.slow);
                     failures = if progress { 1 } else { failures + 1 };
-                    if failures >= self.limits().attempts_max {
+                    if progress {
+                        since = Instant::now();
+                    }
+                    if self.is_last(failures, since) {
                         return Err(FetchError::Unreachable { url, reason });
                     }
                     self.back_off(failures, None);
@@ -132,7 +135,7 @@ impl Fetcher {
         }
         // A weak tag does not promise the same bytes.
         partial.tag = reply.header("etag").filter(|tag| tag.starts_with('"')).map(str::to_owned);
-        partial.append(reply, what, self.limits())
+        partial.append(reply, what)
     }
 }
 
@@ -166,24 +169,18 @@ impl Partial {
         Ok(())
     }
 
-    fn append(&mut self, mut reply: Reply, what: &Download<'_>, limits: &Limits) -> Result<(), FetchError> {
+    fn append(&mut self, mut reply: Reply, what: &Download<'_>) -> Result<(), FetchError> {
         let rest: Option<u64> = reply.header("content-length").and_then(|v| v.parse().ok());
         let whole = what.length.or(rest.map(|n| n + self.length));
         let broken = |reason: String| FetchError::Unreachable { url: redact_url(what.url), reason };
         let mut buffer = vec![0; COPY_BUFFER_BYTES];
-        let (mut since, mut at_start) = (Instant::now(), self.length);
         loop {
-            let n = reply.read(&mut buffer).map_err(|e| broken(e.to_string()))?;
+            let n = reply.read(&mut buffer).map_err(|e| {
+                self.slow |= e.kind() == ErrorKind::TimedOut;
+                broken(e.to_string())
+            })?;
             if n == 0 {
                 break;
-            }
-            if since.elapsed() >= limits.slow_window {
-                let given = self.length - at_start;
-                if given < limits.slow_bytes_min {
-                    self.slow = true;
-                    return Err(broken(format!("it gave {given} bytes in {:?}", limits.slow_window)));
-                }
-                (since, at_start) = (Instant::now(), self.length);
             }
             self.file.write_all(&buffer[..n]).during("write", &self.path)?;
             self.hasher.update(&buffer[..n]);

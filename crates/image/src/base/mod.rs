@@ -130,6 +130,29 @@ impl From<ImageError> for Miss {
 
 type Found = std::result::Result<ImageSpec, Miss>;
 
+/// What stands between us and an image, the one that a person can do most about last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Obstacle {
+    /// It is not there, or not to be reached.
+    Unreachable,
+    /// What came cannot be used.
+    Damaged,
+    /// Somebody must say who they are.
+    Refused,
+}
+
+impl Obstacle {
+    fn of(error: &ImageError) -> Self {
+        match error {
+            ImageError::Denied { .. } => Self::Refused,
+            ImageError::Digest { .. } | ImageError::Malformed { .. } | ImageError::Reference { .. } => {
+                Self::Damaged
+            }
+            _ => Self::Unreachable,
+        }
+    }
+}
+
 impl Bases {
     /// Bases from the configured places.
     pub fn new(config: BaseConfig, tools: BaseTools) -> Self {
@@ -179,7 +202,7 @@ impl Bases {
     async fn find(&self, reference: &str, login: Option<&Login>, log: &dyn LogSink) -> Result<ImageSpec> {
         let parsed = Reference::parse(reference)?;
         let mut tried = Vec::new();
-        let mut refused = false;
+        let mut obstacle = Obstacle::Unreachable;
         for source in &self.config.order {
             let (name, found) = match source {
                 BaseSource::Local => ("local images", self.local(&parsed, log).await),
@@ -201,20 +224,23 @@ impl Bases {
                 Err(Miss::Failed(error @ ImageError::Io { full: true, .. })) => return Err(error),
                 Err(Miss::Failed(error)) => {
                     say(log, format!("{name}: {error}"));
-                    refused |= matches!(error, ImageError::Denied { .. });
+                    obstacle = obstacle.max(Obstacle::of(&error));
                     tried.push((name.to_owned(), error.to_string()));
                 }
             }
         }
-        Err(ImageError::NoBase { reference: parsed.familiar(), tried, mend: self.mend(&parsed, refused) })
+        Err(ImageError::NoBase { reference: parsed.familiar(), tried, mend: self.mend(&parsed, obstacle) })
     }
 
-    fn mend(&self, reference: &Reference, refused: bool) -> String {
+    fn mend(&self, reference: &Reference, obstacle: Obstacle) -> String {
         let mut mends = vec![
-            if refused {
-                format!("Give {} the credentials it asks for", reference.registry)
-            } else {
-                format!("Make {} reachable from this machine", reference.registry)
+            match obstacle {
+                Obstacle::Refused => format!("Give {} the credentials it asks for", reference.registry),
+                Obstacle::Damaged => format!(
+                    "Nothing of what {} gave is kept: try again, and if it stays so have the image pushed anew",
+                    reference.registry
+                ),
+                Obstacle::Unreachable => format!("Make {} reachable from this machine", reference.registry),
             },
             format!(
                 "or configure a mirror of it (images.registry.mirrors.\"{}\" = [\"http://host:5000\"])",
