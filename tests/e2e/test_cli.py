@@ -1,5 +1,6 @@
 """The binary's own verbs, as a person uses them."""
 
+import html
 import json
 import os
 import re
@@ -122,6 +123,12 @@ def test_the_page_that_a_run_prints_opens(client: Client, server: Server) -> Non
     assert answer.status == 200
     for wanted in ("explained", "work", run["call"], "working"):
         assert wanted in page, wanted
+    # What its functions run in is a page of its own.
+    image = re.search(r'href="([^"]+/images/im-[^"]+)"', page)
+    assert image, page
+    with urllib.request.urlopen(html.unescape(image[1]), timeout=10) as answer:
+        layers = answer.read().decode()
+    assert "Python 3" in layers and "Layers, the lowest first" in layers, layers
     # Without its signature nobody sees it, and a changed one does not help.
     plain = printed[0].split("?")[0]
     for closed in (plain, printed[0][:-1] + ("A" if printed[0][-1] != "A" else "B")):

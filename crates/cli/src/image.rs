@@ -6,6 +6,7 @@ use crate::local::{ImageQuestion, Request};
 use crate::own_verbs;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use evoke_gateway::size;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -181,16 +182,6 @@ fn package_line(kind: &str, package: &Value) -> String {
         (Some(before), Some(after)) => format!("  {kind} ~ {name} {before} -> {after}"),
         (Some(before), None) => format!("  {kind} - {name} {before}"),
         (None, after) => format!("  {kind} + {name} {}", after.unwrap_or_default()),
-    }
-}
-
-/// Bytes for people.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }
 

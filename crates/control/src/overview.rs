@@ -1,11 +1,14 @@
 //! What people are shown: apps with their functions, calls and containers, gathered from memory and store.
 
+use crate::definition::Definition;
 use crate::{Control, stored};
-use evoke_core::{AppId, CallId, ErrorCode, FunctionId, Phase, TaskId, UnixMs};
+use bytes::Bytes;
+use evoke_core::{AppId, CallId, ErrorCode, FunctionId, ImageId, Phase, TaskId, UnixMs};
 use evoke_engine::ResultStatus;
 use evoke_proto::{Status, api};
-use evoke_store::AppRow;
 use evoke_store::calls;
+use evoke_store::{AppRow, FunctionRow};
+use std::sync::Arc;
 
 /// Apps in the list.
 const APPS_MAX: u32 = 200;
@@ -40,6 +43,8 @@ pub struct FunctionOverview {
     pub id: FunctionId,
     /// Its name.
     pub name: String,
+    /// What its containers run in; none where it is not known any more.
+    pub image: Option<ImageId>,
     /// Containers that exist for it.
     pub containers: u64,
     /// Inputs that wait.
@@ -140,9 +145,11 @@ impl Control {
             .into_iter()
             .map(|row| {
                 let pool = self.calls.look(|engine| engine.pool_info(row.id)).unwrap_or_default();
+                let image = self.image_of(&row);
                 FunctionOverview {
                     id: row.id,
                     name: row.tag,
+                    image,
                     containers: u64::from(pool.containers),
                     queued: u64::from(pool.backlog),
                     running: u64::from(pool.running_inputs),
@@ -151,6 +158,17 @@ impl Control {
             .collect();
         lines.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(lines)
+    }
+
+    /// What a function's containers run in, of a stopped app's too.
+    fn image_of(&self, row: &FunctionRow) -> Option<ImageId> {
+        let definition = match self.registry.function(row.id) {
+            Some(function) => function.definition.clone(),
+            // What is stored of a variant are its options alone.
+            None if row.base_id.is_some() || row.definition_id.is_none() => return None,
+            None => Arc::new(Definition::from_stored(&Bytes::from(row.body.clone())).ok()?),
+        };
+        definition.function.image_id.parse().ok()
     }
 
     /// The newest calls of an app, newest first.

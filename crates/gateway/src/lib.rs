@@ -31,7 +31,10 @@ mod wire;
 pub use authenticate::{Authenticator, WorkspaceToken};
 pub use blobs::{BlobStore, BlobWriter};
 pub use ingress::{Identity, Ingress, Listener};
-pub use pages::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData, utc};
+pub use pages::{
+    AppPage, AppRow, CallRow, ContainerRow, FunctionRow, ImagePage, LayerRow, LogLine, PackageRow, PageData,
+    size, utc,
+};
 pub use routes::{HttpBody, HttpRoutes, Platform};
 pub use sign::UrlSigner;
 pub use tls::LocalAuthority;

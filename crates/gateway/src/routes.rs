@@ -95,7 +95,10 @@ impl Platform {
             Page::Home => {
                 self.pages.apps().await.map(|apps| pages::home(&apps, &self.signer, &caller.origin))
             }
-            Page::App(app) => self.pages.app(app).await.map(|app| pages::app(&app)),
+            Page::App(app) => {
+                self.pages.app(app).await.map(|app| pages::app(&app, &self.signer, &caller.origin))
+            }
+            Page::Image(image) => self.pages.image(image).await.map(|image| pages::image(&image)),
         };
         rendered.unwrap_or_else(|error| pages::refusal(&error))
     }

@@ -3,7 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use evoke_core::{AppId, BlobId, Clock, Error, ErrorCode};
+use evoke_core::{AppId, BlobId, Clock, Error, ErrorCode, ImageId};
 use hmac::{Hmac, Mac};
 use http::Method;
 use sha2::Sha256;
@@ -63,6 +63,11 @@ impl UrlSigner {
     /// The page of an app. Whoever has the address sees this app and no other.
     pub fn app(&self, origin: &str, app: AppId) -> String {
         self.signed(origin, &Method::GET, &format!("/apps/{app}"), PAGE_SECONDS)
+    }
+
+    /// The page of an image. Whoever has the address sees this image and no other.
+    pub fn image(&self, origin: &str, image: ImageId) -> String {
+        self.signed(origin, &Method::GET, &format!("/images/{image}"), PAGE_SECONDS)
     }
 
     /// The page of all apps.

@@ -1,9 +1,12 @@
 //! What the pages show, from control's overviews.
 
 use async_trait::async_trait;
+use evoke_control::ports::{LayerOverview, PackageOverview};
 use evoke_control::{AppOverview, CallOverview, Control, TaskOverview};
-use evoke_core::{AppId, Error, FunctionId, UnixMs};
-use evoke_gateway::{AppPage, AppRow, CallRow, ContainerRow, FunctionRow, LogLine, PageData};
+use evoke_core::{AppId, Error, FunctionId, ImageId, UnixMs};
+use evoke_gateway::{
+    AppPage, AppRow, CallRow, ContainerRow, FunctionRow, ImagePage, LayerRow, LogLine, PackageRow, PageData,
+};
 use evoke_store::logs::LogEntry;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +40,7 @@ impl PageData for Pages {
                 FunctionRow {
                     id: function.id,
                     name: function.name,
+                    image: function.image,
                     containers: function.containers,
                     queued: function.queued,
                     running: function.running,
@@ -53,6 +57,36 @@ impl PageData for Pages {
             containers: containers.into_iter().map(container_row).collect(),
             logs: logs.iter().flat_map(log_lines).collect(),
         })
+    }
+
+    async fn image(&self, id: ImageId) -> Result<ImagePage, Error> {
+        let (image, layers) = self.0.image_show(&id.to_string()).await.map_err(Error::from)?;
+        Ok(ImagePage {
+            id,
+            state: image.state.to_owned(),
+            created: image.created,
+            names: image.names,
+            python: (!image.python.is_empty()).then(|| format!("Python {}", image.python)),
+            error: image.error,
+            layers: layers.into_iter().map(layer_row).collect(),
+        })
+    }
+}
+
+fn layer_row(layer: LayerOverview) -> LayerRow {
+    let package = |package: PackageOverview| PackageRow {
+        name: package.name,
+        before: package.before,
+        after: package.after,
+    };
+    LayerRow {
+        step: layer.step,
+        took_ms: layer.took_ms,
+        bytes: layer.bytes,
+        added: layer.files.added,
+        changed: layer.files.changed,
+        removed: layer.files.removed,
+        packages: layer.python.into_iter().chain(layer.debian).map(package).collect(),
     }
 }
 

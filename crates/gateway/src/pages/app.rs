@@ -6,13 +6,15 @@ use http::{Response, StatusCode};
 use super::home::name;
 use super::html::{Html, document, duration, utc};
 use super::{AppPage, CallRow, ContainerRow, FunctionRow, LogLine, respond};
+use crate::UrlSigner;
 use crate::routes::HttpBody;
 
-/// The page.
-pub(crate) fn app(page: &AppPage) -> Response<HttpBody> {
+/// The page. Its links are signed for whoever may see it, and may so see its images.
+pub(crate) fn app(page: &AppPage, signer: &UrlSigner, origin: &str) -> Response<HttpBody> {
     let mut body = Html::new();
     head(&mut body, page);
     let columns = ["Function", "Containers+", "Queued+", "Running+", "Succeeded+", "Failed+"];
+    let function = |html: &mut Html, row: &FunctionRow| function(html, row, signer, origin);
     body.table("Functions", &columns, &page.functions, "This app has no functions.", function);
     let columns = ["Call", "Function", "State", "Inputs+", "Succeeded+", "Failed+", "Started", "Time+"];
     body.table("Calls", &columns, &page.calls, "Nothing was called yet.", call);
@@ -46,8 +48,12 @@ fn head(body: &mut Html, page: &AppPage) {
     body.raw("</dl>");
 }
 
-fn function(html: &mut Html, row: &FunctionRow) {
-    html.raw("<td>").text(&row.name).raw("<br><code>").text(row.id).raw("</code></td>");
+fn function(html: &mut Html, row: &FunctionRow, signer: &UrlSigner, origin: &str) {
+    html.raw("<td>").text(&row.name).raw("<br><code>").text(row.id).raw("</code>");
+    if let Some(image) = row.image {
+        html.raw(" · <a href=\"").text(signer.image(origin, image)).raw("\">image</a>");
+    }
+    html.raw("</td>");
     for number in [row.containers, row.queued, row.running, row.succeeded, row.failed] {
         html.number(number);
     }

@@ -137,6 +137,16 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
 /// `2026-01-31 23:59:59`.
 pub fn utc(at: UnixMs) -> String {
     let seconds = at.0 / 1000;

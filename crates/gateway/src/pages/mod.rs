@@ -1,16 +1,18 @@
-//! Pages for people: the apps, and one page per app. Rendered here, readable without scripts; a few lines of
+//! Pages for people: the apps, one page per app, and one per image. Rendered here, readable without scripts; a few lines of
 //! script only fetch the page again while it is looked at.
 
 mod app;
 mod home;
 mod html;
+mod image;
 
-use evoke_core::{AppId, CallId, Error, FunctionId, TaskId, UnixMs};
-pub use html::utc;
+use evoke_core::{AppId, CallId, Error, FunctionId, ImageId, TaskId, UnixMs};
+pub use html::{size, utc};
 use http::{HeaderValue, Response, StatusCode, header};
 
 pub(crate) use app::app;
 pub(crate) use home::home;
+pub(crate) use image::image;
 
 use crate::routes::{HttpBody, status_of, whole};
 use html::{Html, SCRIPT_HASH};
@@ -22,6 +24,8 @@ pub trait PageData: Send + Sync {
     async fn apps(&self) -> Result<Vec<AppRow>, Error>;
     /// One app; NOT_FOUND if there is none.
     async fn app(&self, app: AppId) -> Result<AppPage, Error>;
+    /// One image; NOT_FOUND if there is none.
+    async fn image(&self, image: ImageId) -> Result<ImagePage, Error>;
 }
 
 /// An app, in a line.
@@ -65,6 +69,8 @@ pub struct FunctionRow {
     pub id: FunctionId,
     /// Its name.
     pub name: String,
+    /// What its containers run in; none once it is forgotten.
+    pub image: Option<ImageId>,
     /// Containers that exist for it.
     pub containers: u64,
     /// Inputs that wait.
@@ -128,18 +134,71 @@ pub struct LogLine {
     pub text: String,
 }
 
+/// An image, as a page.
+#[derive(Debug, Clone)]
+pub struct ImagePage {
+    /// The image.
+    pub id: ImageId,
+    /// How far it is, in a word.
+    pub state: String,
+    /// When it was first asked for.
+    pub created: UnixMs,
+    /// What it is published as.
+    pub names: Vec<String>,
+    /// The Python in it, in words.
+    pub python: Option<String>,
+    /// Why its build failed; empty otherwise.
+    pub error: String,
+    /// Its layers, the lowest first.
+    pub layers: Vec<LayerRow>,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone)]
+pub struct LayerRow {
+    /// What made it.
+    pub step: String,
+    /// How long that took, in milliseconds.
+    pub took_ms: u64,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Files that it added.
+    pub added: u64,
+    /// Files that it changed.
+    pub changed: u64,
+    /// Files that it removed.
+    pub removed: u64,
+    /// Packages that it touched.
+    pub packages: Vec<PackageRow>,
+}
+
+/// A package that a layer touched.
+#[derive(Debug, Clone)]
+pub struct PackageRow {
+    /// Its name.
+    pub name: String,
+    /// The version below the layer; none where the layer added it.
+    pub before: Option<String>,
+    /// The version that the layer has; none where it removed it.
+    pub after: Option<String>,
+}
+
 /// Which page an address means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Page {
     Home,
     App(AppId),
+    Image(ImageId),
 }
 
 /// Which page a path means, if it is a page's.
 pub(crate) fn route(path: &str) -> Option<Page> {
     match path {
         "/" => Some(Page::Home),
-        _ => path.strip_prefix("/apps/")?.parse().ok().map(Page::App),
+        _ => match path.strip_prefix("/images/") {
+            Some(image) => image.parse().ok().map(Page::Image),
+            None => path.strip_prefix("/apps/")?.parse().ok().map(Page::App),
+        },
     }
 }
 

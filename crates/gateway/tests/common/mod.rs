@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used)] // What fails here fails the test.
 
 use bytes::Bytes;
-use evoke_core::{AppId, BlobId, Error, Result, SystemClock, UnixMs};
+use evoke_core::{AppId, BlobId, Error, ImageId, Result, SystemClock, UnixMs};
 use evoke_gateway::{
-    AppPage, AppRow, BlobStore, BlobWriter, Identity, Ingress, Listener, PageData, Platform, UrlSigner,
-    VolumeStore, WebIngress, WorkspaceToken,
+    AppPage, AppRow, BlobStore, BlobWriter, Identity, ImagePage, Ingress, Listener, PageData, Platform,
+    UrlSigner, VolumeStore, WebIngress, WorkspaceToken,
 };
 use evoke_proto::{CallContext, Dispatcher, Status, api};
 use futures::{Stream, StreamExt};
@@ -268,6 +268,9 @@ impl PageData for Pages {
             containers: 1,
         };
         Ok(AppPage { app, functions: vec![], calls: vec![], containers: vec![], logs: vec![] })
+    }
+    async fn image(&self, image: ImageId) -> Result<ImagePage> {
+        Err(Error::not_found(format!("There is no image {image}")))
     }
 }
 
