@@ -52,7 +52,13 @@ impl Control {
         if previous.as_ref().is_some_and(|function| function.app_id != app.row.id) {
             return Err(Status::invalid(format!("{id} is a function of another app")));
         }
-        let definition_id = DefinitionId::new(now, &mut *self.entropy());
+        let live = previous.as_ref().filter(|function| app.has_published(function));
+        // What runs already is not kept a second time: a publication would take it for unchanged anyway.
+        let unchanged = live.filter(|function| !function.removed && definition.is_same(&function.definition));
+        let definition_id = match unchanged {
+            Some(function) => function.definition_id,
+            None => DefinitionId::new(now, &mut *self.entropy()),
+        };
         let metadata = definition.metadata(app.row.id, definition_id);
         let (mut shown, mut shown_metadata) = (definition.function.clone(), metadata.clone());
         self.show_urls(&context.origin, &app, id, &mut shown_metadata, &mut shown).await?;
@@ -63,6 +69,10 @@ impl Control {
             function_data: Some(definition.data.clone()),
             ..Default::default()
         };
+        if unchanged.is_some() {
+            // A repetition of the request finds the same.
+            return Ok(reply);
+        }
         let define = DefinitionRow {
             id: definition_id,
             function_id: id,
@@ -70,27 +80,14 @@ impl Control {
             body: body.to_vec(),
             metadata: metadata.encode_to_vec(),
         };
-        if previous.as_ref().is_some_and(|function| app.has_published(function)) {
+        if live.is_some() {
             // What runs stays as it is until the new definition is published.
             self.commit(&context, vec![FunctionWrite::Define(define).into()], Grade::Synced, &reply).await?;
             return Ok(reply);
         }
-        let function = Function {
-            id,
-            app_id: app.row.id,
-            tag: definition.function.function_name.clone(),
-            definition_id,
-            generation: previous.as_ref().map_or(1, |function| function.generation + 1),
-            metadata,
-            base: None,
-            serialized_params: Bytes::new(),
-            options: Arc::default(),
-            scaling: api::AutoscalerConfiguration::default(),
-            pinned: None,
-            removed: false,
-            fit,
-            definition: Arc::new(definition),
-        };
+        let generation = previous.as_ref().map_or(1, |function| function.generation + 1);
+        let version = (definition_id, generation);
+        let function = Function::of(id, app.row.id, version, Arc::new(definition), fit);
         let row = function_row(&function, None, body.to_vec(), now);
         let writes = vec![FunctionWrite::Define(define).into(), FunctionWrite::Put(row).into()];
         self.commit(&context, writes, Grade::Synced, &reply).await?;
@@ -226,21 +223,12 @@ impl Control {
             let Some(definition_id) = row.definition_id else { continue };
             let definition = Definition::from_stored(&Bytes::from(row.body))?;
             let fit = self.machine.fit(&definition)?;
+            let version = (definition_id, row.generation);
             let function = Function {
-                id: row.id,
-                app_id: row.app_id,
                 tag: row.tag,
-                definition_id,
-                generation: row.generation,
-                metadata: definition.metadata(row.app_id, definition_id),
-                base: None,
-                serialized_params: Bytes::new(),
-                options: Arc::default(),
                 scaling: scaling.remove(&row.id).unwrap_or_default(),
-                pinned: None,
                 removed: row.deleted_at.is_some(),
-                fit,
-                definition: Arc::new(definition),
+                ..Function::of(row.id, row.app_id, version, Arc::new(definition), fit)
             };
             loaded.push(function.id);
             self.registry.lock().functions.insert(function.id, Arc::new(function));

@@ -61,6 +61,32 @@ pub struct PinnedVersion {
 const REMOVED_WINDOW_MS: u64 = 1_000;
 
 impl Function {
+    /// A function that runs this definition, in this version and generation, as it was asked for.
+    pub fn of(
+        id: FunctionId,
+        app_id: AppId,
+        (definition_id, generation): (DefinitionId, u64),
+        definition: Arc<Definition>,
+        fit: Fit,
+    ) -> Self {
+        Self {
+            id,
+            app_id,
+            tag: definition.function.function_name.clone(),
+            definition_id,
+            generation,
+            metadata: definition.metadata(app_id, definition_id),
+            base: None,
+            serialized_params: Bytes::new(),
+            options: Arc::default(),
+            scaling: api::AutoscalerConfiguration::default(),
+            pinned: None,
+            removed: false,
+            fit,
+            definition,
+        }
+    }
+
     /// The settings that the engine schedules by, as far as they are its own.
     pub fn conf(&self) -> FunctionConf {
         let mut conf = self.definition.conf(self.id, self.app_id, self.definition_id, self.generation);
