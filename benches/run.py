@@ -19,6 +19,7 @@ import idle
 import machine
 import million
 import peers
+import pull
 import volumes
 import warm
 from servers import HOST, Evoke, started
@@ -80,6 +81,7 @@ def benchmarks(
         "idle": with_server(lambda evoke: idle.measure(evoke, work), "idle"),
         "million": million_run,
         "volumes": with_server(lambda evoke: volumes.measure(evoke, work), "volumes"),
+        "pull": with_server(lambda evoke: pull.measure(evoke, work), "pull", ["registry", "host"]),
         "data": with_server(lambda evoke: data.measure(evoke, work), "data"),
         "peers": with_server(lambda evoke: peers.measure(evoke, work), "peers", bases=None),
     }
