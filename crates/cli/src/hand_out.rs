@@ -74,6 +74,10 @@ impl HandOut {
                     Err(error) => refused(error),
                 }
             }
+            Request::Token { question } => match self.insight.token(question).await {
+                Ok(answer) => Reply::Explanation(answer),
+                Err(error) => refused(error),
+            },
             Request::Stop => {
                 self.stop.notify_one();
                 Reply::Stopping { holder_pid: self.launch.holder_pid }

@@ -60,6 +60,11 @@ pub(crate) enum Request {
         /// What is wanted of it.
         question: AppQuestion,
     },
+    /// Tokens of other machines.
+    Token {
+        /// What is wanted of them.
+        question: TokenQuestion,
+    },
     /// End the server, its containers by their grace rules first.
     Stop,
 }
@@ -114,6 +119,33 @@ pub(crate) enum AppQuestion {
         from: Option<u32>,
         /// The later one; the live one if none.
         to: Option<u32>,
+    },
+}
+
+/// What is wanted of tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TokenQuestion {
+    /// One for the client that shows this code.
+    Approve {
+        /// The code.
+        code: String,
+        /// Whom it is for.
+        name: Option<String>,
+    },
+    /// A new one.
+    Create {
+        /// Whom or what it is for.
+        name: String,
+        /// When it ends by itself.
+        days: Option<u32>,
+    },
+    /// A list of them.
+    List,
+    /// The end of one.
+    Revoke {
+        /// Its public part.
+        token: String,
     },
 }
 

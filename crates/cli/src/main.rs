@@ -35,6 +35,7 @@ mod stdout;
 mod supervise;
 mod sweep;
 mod token;
+mod token_verbs;
 mod up;
 mod volume;
 
@@ -77,6 +78,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Coverage => serve::print_coverage(),
         Verb::Official(words) if volume::is_ours(&words) => volume::run(data, words),
         Verb::Official(words) if image::is_ours(&words) => image::run(data, words),
+        Verb::Official(words) if token_verbs::is_ours(&words) => token_verbs::run(data, words),
         Verb::Official(words) => delegate::run(data, words),
     }
 }

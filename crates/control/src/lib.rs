@@ -33,6 +33,7 @@ mod invocations;
 mod last_writes;
 mod launch;
 mod log_history;
+mod logins;
 mod logs;
 mod machine;
 mod mounts;
@@ -70,6 +71,7 @@ pub use collection::{CollectionConfig, CollectionReport};
 pub use evoke_engine::Gpu;
 pub use gpus::Inventory;
 pub use image_overview::ImageOverview;
+pub use logins::TokenOverview;
 pub use machine::{Fit, Machine};
 pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
 pub use version_diff::{
@@ -166,6 +168,7 @@ pub struct Control {
     pub(crate) web_listeners: Arc<dyn WebListeners>,
     pub(crate) tunnels: Arc<dyn Tunnels>,
     pub(crate) web: web::State,
+    pub(crate) logins: logins::Logins,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) machine: Machine,
     pub(crate) lean: String,
@@ -246,6 +249,7 @@ impl Control {
             web: web::State::default(),
             clock,
             registry: registry::Registry::default(),
+            logins: logins::Logins::default(),
             schedules: schedules::Schedules::default(),
             publishing: tokio::sync::Mutex::default(),
             anonymous_secrets: tokio::sync::Mutex::default(),
@@ -279,6 +283,7 @@ impl Control {
 
     async fn resume_inner(self: &Arc<Self>, capacity: WorkerCapacity, gpus: Vec<Gpu>) -> Result<(), Status> {
         self.load_environments().await?;
+        self.load_logins().await?;
         // While no server ran, no client of an ephemeral object could be heard of.
         let heard = evoke_store::ObjectWrite::AllHeard { at: self.now() };
         self.submit(vec![heard.into()], evoke_store::Grade::Written).await?;

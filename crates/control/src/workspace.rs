@@ -1,7 +1,6 @@
-//! The workspace itself: its name, its settings, the token in use, and names that may have been meant.
+//! The workspace itself: its name, its settings, and names that may have been meant.
 
 use crate::{Control, WORKSPACE};
-use evoke_core::Principal;
 use evoke_proto::{CallContext, Status, api};
 use std::sync::Arc;
 
@@ -27,25 +26,6 @@ impl Control {
         Ok(api::WorkspaceSettingsResponse {
             default_environment_name: self.environment("")?.name,
             image_builder_version: self.config.builder_version.clone(),
-        })
-    }
-
-    pub(crate) async fn token_info_get(
-        self: Arc<Self>,
-        context: CallContext,
-        _request: api::TokenInfoGetRequest,
-    ) -> Result<api::TokenInfoGetResponse, Status> {
-        let token_id = match context.principal {
-            Principal::Client { token_id } => token_id,
-            _ => String::new(),
-        };
-        let user = api::UserIdentity { user_id: WORKSPACE.into(), username: WORKSPACE.into() };
-        Ok(api::TokenInfoGetResponse {
-            token_id,
-            workspace_id: WORKSPACE.into(),
-            workspace_name: WORKSPACE.into(),
-            identity: Some(api::token_info_get_response::Identity::UserIdentity(user)),
-            ..Default::default()
         })
     }
 

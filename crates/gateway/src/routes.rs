@@ -14,6 +14,9 @@ use crate::pages::{self, Page};
 use crate::volumes::{self, Volumes};
 use crate::{BlobStore, PageData, UrlSigner, VolumeStore};
 
+/// Longest code of a login that is shown.
+const CODE_LEN_MAX: usize = 16;
+
 /// The body of an answer.
 pub type HttpBody = UnsyncBoxBody<Bytes, Error>;
 
@@ -51,6 +54,9 @@ impl HttpRoutes for Platform {
         let path = request.uri().path().to_owned();
         if path == "/healthz" {
             return text(StatusCode::OK, "ok\n");
+        }
+        if path == "/login" {
+            return text(StatusCode::OK, login_page(request.uri().query().unwrap_or_default()));
         }
         if let Some(route) = blobs::route(request.method(), &path) {
             return match self.signer.check(request.method(), &path, request.uri().query()) {
@@ -102,6 +108,19 @@ impl Platform {
         };
         rendered.unwrap_or_else(|error| pages::refusal(&error))
     }
+}
+
+/// What a person reads who was sent here by a client that asks to be let in. Nothing can be approved here: that takes
+/// somebody whom the server's machine knows.
+fn login_page(query: &str) -> String {
+    let code = query.split('&').find_map(|pair| pair.strip_prefix("code=")).unwrap_or("CODE");
+    let is_code = code.len() <= CODE_LEN_MAX && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let code = if is_code { code } else { "CODE" };
+    format!(
+        "Somebody asks to use this Evoke server.\n\nWho may use it from its own machine lets them in there, by the \
+         code that their client shows:\n\n    evoke token approve {code} --name THEIR_NAME\n\nThe client goes on by \
+         itself then. A code is good for 15 minutes.\n"
+    )
 }
 
 /// An answer of plain text.

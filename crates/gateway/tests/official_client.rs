@@ -100,6 +100,7 @@ async fn the_official_client_is_served() {
          many 124750\n\
          AuthError This server needs its own token, and the request carried none or another one.\n\
          Set it for this shell with: eval \"$(evoke env)\"\n\
+         From another machine, log in to it with: modal token new\n\
          NotFoundError Some({task}) at http://127.0.0.1:9\n"
     );
     assert_eq!(text, expected, "{}", String::from_utf8_lossy(&output.stderr));

@@ -94,7 +94,8 @@ impl Rpc {
             Principal::Anonymous => Status::new(
                 Code::Unauthenticated,
                 "This server needs its own token, and the request carried none or another one.\n\
-                 Set it for this shell with: eval \"$(evoke env)\"",
+                 Set it for this shell with: eval \"$(evoke env)\"\n\
+                 From another machine, log in to it with: modal token new",
             ),
             Principal::Client { .. } => Status::new(
                 Code::PermissionDenied,

@@ -31,6 +31,7 @@ const MIGRATIONS: &[&[&str]] = &[
     &[crate::image_names::SCHEMA, crate::images::BUILDERS],
     &[crate::images::USES],
     &[crate::web::SCHEMA],
+    &[crate::tokens::EXPIRY],
 ];
 
 /// Brings the database behind `conn` to the newest schema. `path` is for the message.

@@ -15,7 +15,10 @@ CREATE TABLE tokens (
 ) WITHOUT ROWID;
 ";
 
-const COLUMNS: &str = "id, secret_hash, label, created_at, revoked_at";
+/// Tokens may end by themselves.
+pub(crate) const EXPIRY: &str = "ALTER TABLE tokens ADD COLUMN expires_at INTEGER;";
+
+const COLUMNS: &str = "id, secret_hash, label, created_at, revoked_at, expires_at";
 
 /// A stored token.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct TokenRow {
     pub created_at: UnixMs,
     /// When it was withdrawn.
     pub revoked_at: Option<UnixMs>,
+    /// When it ends by itself.
+    pub expires_at: Option<UnixMs>,
 }
 
 impl fmt::Debug for TokenRow {
@@ -46,13 +51,15 @@ impl TokenRow {
     /// The row for a new token with this secret part.
     pub fn new(id: String, secret: &str, label: String, now: UnixMs) -> Self {
         let secret_hash = Sha256::digest(secret.as_bytes()).to_vec();
-        Self { id, secret_hash, label, created_at: now, revoked_at: None }
+        Self { id, secret_hash, label, created_at: now, revoked_at: None, expires_at: None }
     }
 
-    /// Whether `secret` is this token's and the token is not withdrawn. What is compared are digests, so
-    /// that the time it takes says nothing about the secret.
-    pub fn accepts(&self, secret: &str) -> bool {
-        self.revoked_at.is_none() && self.secret_hash == Sha256::digest(secret.as_bytes()).as_slice()
+    /// Whether `secret` is this token's and the token is neither withdrawn nor over. What is compared are digests,
+    /// so that the time it takes says nothing about the secret.
+    pub fn accepts(&self, secret: &str, now: UnixMs) -> bool {
+        self.revoked_at.is_none()
+            && self.expires_at.is_none_or(|end| now < end)
+            && self.secret_hash == Sha256::digest(secret.as_bytes()).as_slice()
     }
 }
 
@@ -61,12 +68,10 @@ impl TokenRow {
 pub enum TokenWrite {
     /// Makes it.
     Put(TokenRow),
-    /// Withdraws it.
-    Revoke {
+    /// Removes it.
+    Delete {
         /// Its public part.
         id: String,
-        /// When.
-        at: UnixMs,
     },
 }
 
@@ -75,17 +80,20 @@ impl TokenWrite {
         match self {
             Self::Put(row) => exec(
                 conn,
-                "INSERT INTO tokens (id, secret_hash, label, created_at, revoked_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5)
+                "INSERT INTO tokens (id, secret_hash, label, created_at, revoked_at, expires_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                  ON CONFLICT (id) DO UPDATE SET secret_hash = excluded.secret_hash, label = excluded.label,
-                   revoked_at = excluded.revoked_at",
-                params![row.id, row.secret_hash, row.label, int(row.created_at), row.revoked_at.map(int)],
+                   revoked_at = excluded.revoked_at, expires_at = excluded.expires_at",
+                params![
+                    row.id,
+                    row.secret_hash,
+                    row.label,
+                    int(row.created_at),
+                    row.revoked_at.map(int),
+                    row.expires_at.map(int)
+                ],
             )?,
-            Self::Revoke { id, at } => exec(
-                conn,
-                "UPDATE tokens SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL",
-                params![id, int(*at)],
-            )?,
+            Self::Delete { id } => exec(conn, "DELETE FROM tokens WHERE id = ?1", [id])?,
         };
         Ok(())
     }
@@ -102,9 +110,9 @@ impl Tokens<'_> {
         self.0.read(move |conn| one(conn, &sql, [id], from_row)).await
     }
 
-    /// All that are not withdrawn; small enough to be kept in memory, so that no request waits for this.
-    pub async fn live(&self) -> Result<Vec<TokenRow>, StoreError> {
-        let sql = format!("SELECT {COLUMNS} FROM tokens WHERE revoked_at IS NULL ORDER BY id");
+    /// All, withdrawn or not; small enough to be kept in memory, so that no request waits for this.
+    pub async fn all(&self) -> Result<Vec<TokenRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM tokens ORDER BY id");
         self.0.read(move |conn| many(conn, &sql, [], from_row)).await
     }
 }
@@ -116,5 +124,6 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
         label: row.get(2)?,
         created_at: ms(row, 3)?,
         revoked_at: opt_ms(row, 4)?,
+        expires_at: opt_ms(row, 5)?,
     })
 }

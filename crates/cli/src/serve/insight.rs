@@ -1,10 +1,12 @@
 //! What the local socket tells about the roles.
 
-use crate::local::{AppQuestion, ImageQuestion, VolumeQuestion};
+use crate::local::{AppQuestion, ImageQuestion, TokenQuestion, VolumeQuestion};
 use async_trait::async_trait;
 use evoke_control::Control;
 use evoke_core::Error;
 use std::sync::Arc;
+
+const DAY_SECONDS: u64 = 24 * 3600;
 
 /// Answers `evoke status` and `evoke explain`.
 #[async_trait]
@@ -29,6 +31,8 @@ pub(crate) trait Insight: Send + Sync {
         app: &str,
         question: AppQuestion,
     ) -> Result<serde_json::Value, Error>;
+    /// Tokens of other machines.
+    async fn token(&self, question: TokenQuestion) -> Result<serde_json::Value, Error>;
 }
 
 /// For `evoke status`.
@@ -83,6 +87,21 @@ impl Insight for OfControl {
             VolumeQuestion::Restore { version } => {
                 json!(self.0.volume_restore(environment, volume, version).await?)
             }
+        };
+        Ok(json!({ "answer": answer }))
+    }
+    async fn token(&self, question: TokenQuestion) -> Result<serde_json::Value, Error> {
+        use serde_json::json;
+        let answer = match question {
+            TokenQuestion::Approve { code, name } => {
+                json!(self.0.token_approve(&code, name.as_deref()).await?)
+            }
+            TokenQuestion::Create { name, days } => {
+                let seconds = days.map(|days| u64::from(days) * DAY_SECONDS);
+                json!(self.0.token_create(&name, seconds).await?)
+            }
+            TokenQuestion::List => json!(self.0.token_list()),
+            TokenQuestion::Revoke { token } => json!(self.0.token_revoke(&token).await?),
         };
         Ok(json!({ "answer": answer }))
     }

@@ -4,6 +4,7 @@
 //! lived on, and only then are clients accepted. The other files here are the adapters between rooms that do
 //! not know each other.
 
+mod authenticator;
 mod bundles;
 mod bytecode;
 mod images;
@@ -29,7 +30,7 @@ use evoke_core::{Clock, Error, SystemClock, SystemEntropy};
 use evoke_files::fetch::Fetcher;
 use evoke_files::pypi::{IndexConfig, PackageIndex};
 use evoke_files::{BlobStore, ObjectStore, SharedFolders, Trees, VolumeContents, VolumeTrees};
-use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WebIngress, WorkspaceToken};
+use evoke_gateway::{Identity, Ingress, Listener, Platform, UrlSigner, WebIngress};
 use evoke_image::{
     BaseTools, BuildTools, FolderIndex, HostNetwork, RuntimeBuilder, StandalonePythons, Surveys,
 };
@@ -122,7 +123,7 @@ impl Roles {
                 Arc::new(payloads::VolumeFiles(contents.clone())),
                 Arc::new(pages::Pages(control.clone())),
             )),
-            authenticator: Arc::new(WorkspaceToken::new(token.token_id, token.token_secret)),
+            authenticator: Arc::new(authenticator::Tokens::new(token, control.clone())),
         };
         let (uid, gid) = own_ids();
         let mut worker_config = WorkerConfig::new(data.path(), uid, gid);

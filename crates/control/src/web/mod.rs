@@ -11,6 +11,8 @@ mod parameters;
 mod scope;
 mod tokens;
 
+pub(crate) use tokens::random;
+
 use crate::Control;
 use evoke_core::{Error, FunctionId};
 use evoke_proto::api;

@@ -173,6 +173,6 @@ fn shown(token: &WebTokenRow) -> api::WebhookToken {
 }
 
 /// 128 random bits as text.
-fn random(entropy: &mut impl Entropy) -> String {
+pub(crate) fn random(entropy: &mut impl Entropy) -> String {
     format!("{:016x}{:016x}", entropy.next_u64(), entropy.next_u64())
 }

@@ -456,11 +456,17 @@ async fn secrets_and_tokens(store: &Store) {
     let token = TokenRow::new("ak-1".to_owned(), "as-secret", "local".to_owned(), NOW);
     put(store, TokenWrite::Put(token.clone())).await;
     let read = store.tokens().by_id("ak-1".to_owned()).await.unwrap().unwrap();
-    assert!(read.accepts("as-secret") && !read.accepts("as-secreT"));
-    assert_eq!(store.tokens().live().await.unwrap(), vec![token]);
-    put(store, TokenWrite::Revoke { id: "ak-1".to_owned(), at: NOW }).await;
-    assert!(store.tokens().live().await.unwrap().is_empty());
-    assert!(!store.tokens().by_id("ak-1".to_owned()).await.unwrap().unwrap().accepts("as-secret"));
+    assert!(read.accepts("as-secret", NOW) && !read.accepts("as-secreT", NOW));
+    assert_eq!(store.tokens().all().await.unwrap(), vec![token.clone()]);
+    let ends = TokenRow { expires_at: Some(NOW), ..token.clone() };
+    put(store, TokenWrite::Put(ends.clone())).await;
+    assert!(!ends.accepts("as-secret", NOW));
+    let revoked = TokenRow { revoked_at: Some(NOW), ..token };
+    put(store, TokenWrite::Put(revoked.clone())).await;
+    assert_eq!(store.tokens().all().await.unwrap(), vec![revoked.clone()]);
+    assert!(!revoked.accepts("as-secret", NOW));
+    put(store, TokenWrite::Delete { id: "ak-1".to_owned() }).await;
+    assert!(store.tokens().all().await.unwrap().is_empty());
 }
 
 fn object<K: DataKind>(ids: &mut Ids, name: &str) -> ObjectRow<K> {
