@@ -2,7 +2,14 @@
 
 
 def _become_the_entrypoint() -> None:
+    import os
     import runpy
+
+    if "EVOKE_TEMPLATE" in os.environ:
+        from evoke_runtime.template import serve
+
+        # Returns in what was forked, which goes on as any other container's program does.
+        serve()
 
     from evoke_runtime.lean import prepare
 

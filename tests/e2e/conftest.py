@@ -20,6 +20,7 @@ FOLDER_PARENT = "/var/tmp"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lean", help="the lean ways that containers take, as EVOKE_LEAN lists them; `off` for none")
+    parser.addoption("--templates", choices=("on", "off"), help="whether containers are forked by templates")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,7 +63,12 @@ def server(request: pytest.FixtureRequest, evoke_bin: Path, folders: Path, regis
     mirrors = f'mirrors = {{ "registry.example" = ["{registry.address}"] }}'
     pythons = f'standalone_python = "{registry.address}/files/pythons"'
     lean = request.config.getoption("--lean")
-    ways = "" if lean is None else f"[containers]\nlean = {json.dumps([] if lean == 'off' else lean.split(','))}\n"
+    templates = request.config.getoption("--templates")
+    ways = "[containers]\n"
+    if lean is not None:
+        ways += f"lean = {json.dumps([] if lean == 'off' else lean.split(','))}\n"
+    if templates is not None:
+        ways += f"templates = {json.dumps(templates == 'on')}\n"
     (data / "evoke.toml").write_text(f"[images]\n{pythons}\n[images.registry]\n{mirrors}\n{ways}")
     server = Server(evoke_bin, data)
     server.start()

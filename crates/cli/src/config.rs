@@ -80,6 +80,13 @@ pub(crate) struct MachineConfig {
 pub(crate) struct ContainersConfig {
     /// The lean ways between the client's runtime and the platform; none of them is the official way.
     pub lean: Vec<Lean>,
+    /// Whether containers are forked by templates: interpreters that have imported the client, one for each image
+    /// in use.
+    pub templates: bool,
+    /// Templates at once; the one that was not used for the longest time gives way.
+    pub templates_max: usize,
+    /// Memory that each may have.
+    pub template_mib: u64,
 }
 
 /// A lean way, by the name that the containers' runtime knows it by.
@@ -96,11 +103,21 @@ pub(crate) enum Lean {
 
 impl Default for ContainersConfig {
     fn default() -> Self {
-        Self { lean: vec![Lean::Transport, Lean::Start, Lean::Inputs] }
+        Self {
+            lean: vec![Lean::Transport, Lean::Start, Lean::Inputs],
+            templates: false,
+            templates_max: 8,
+            template_mib: 512,
+        }
     }
 }
 
 impl ContainersConfig {
+    /// The bounds of templates.
+    pub(crate) fn bounds(&self) -> evoke_worker::Templates {
+        evoke_worker::Templates { most: self.templates_max, memory_bytes: self.template_mib << 20 }
+    }
+
     /// The same as containers are told.
     pub(crate) fn lean_switch(&self) -> String {
         let names = self.lean.iter().map(|lean| match lean {

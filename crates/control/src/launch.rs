@@ -133,9 +133,12 @@ impl Control {
         // The lean runtime lies beside the dependencies.
         let has_lean_runtime = dependencies.is_some();
         layers.extend(dependencies);
+        let mut template_layers = layers.clone();
         let mut seen = HashSet::new();
         for mount in definition.mount_ids.iter().filter(|id| seen.insert(id.as_str())) {
-            layers.push(self.mount_layer(parse_id(mount)?).await?);
+            let (layer, is_client) = self.mount_layer(parse_id(mount)?).await?;
+            template_layers.extend(is_client.then(|| layer.clone()));
+            layers.push(layer);
         }
         let environment = {
             let live = self.registry.lock();
@@ -148,16 +151,22 @@ impl Control {
         let python = if image.python_path.is_empty() { "python" } else { &image.python_path };
         let workdir = if image.workdir.is_empty() { HOME } else { &image.workdir };
         let builder = definition.is_builder_function;
+        if !self.templates || !has_lean_runtime || builder {
+            template_layers.clear();
+        }
         Ok(Assignment {
             task_id: task,
             app_id: function.app_id,
             function_id: function.id,
             generation: function.generation,
             layers,
+            template_layers,
             binds: image.binds.iter().cloned().map(|(source, target)| HostBind { source, target }).collect(),
             shared: self.shared_mounts(&definition.shared_volume_mounts).await?,
             volumes: self.volume_mounts(&definition.volume_mounts).await?,
-            argv: [python, "-m", entrypoint(&env, has_lean_runtime)].map(String::from).to_vec(),
+            argv: [python, "-m", entrypoint(&env, has_lean_runtime, self.templates)]
+                .map(String::from)
+                .to_vec(),
             env: env.into_iter().collect(),
             cwd: workdir.to_string(),
             container_arguments: self.arguments(task, function, &environment)?,
@@ -282,10 +291,11 @@ impl Control {
     }
 }
 
-/// The module that a container runs: the official one, or ours that prepares the lean ways first.
-fn entrypoint(env: &BTreeMap<String, String>, has_lean_runtime: bool) -> &'static str {
+/// The module that a container runs: the official one, or ours that prepares the lean ways first, and that templates
+/// can be made of.
+fn entrypoint(env: &BTreeMap<String, String>, has_lean_runtime: bool, templates: bool) -> &'static str {
     let is_off = env.get(LEAN_SWITCH).is_none_or(|switch| switch.is_empty() || switch == "off");
-    if has_lean_runtime && !is_off { "evoke_runtime" } else { "modal._container_entrypoint" }
+    if has_lean_runtime && (templates || !is_off) { "evoke_runtime" } else { "modal._container_entrypoint" }
 }
 
 /// The name of the layer that a build function's container commits.

@@ -110,6 +110,8 @@ pub struct ControlConfig {
     pub collection: CollectionConfig,
     /// The lean ways that containers take, as their runtime reads them: `transport,start,inputs`, or `off`.
     pub lean: String,
+    /// Whether containers may be forked by templates.
+    pub templates: bool,
 }
 
 /// The rooms that the control plane stands on.
@@ -172,6 +174,7 @@ pub struct Control {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) machine: Machine,
     pub(crate) lean: String,
+    pub(crate) templates: bool,
     pub(crate) calls: shell::Calls,
     pub(crate) registry: registry::Registry,
     pub(crate) schedules: schedules::Schedules,
@@ -228,6 +231,7 @@ impl Control {
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
             lean: config.lean.clone(),
+            templates: config.templates,
             config,
             calls: shell::Calls::new(engine, store.clone(), clock.clone()),
             store,

@@ -142,13 +142,16 @@ impl Control {
     }
 
     /// The files of a mount as a layer of a container's root.
-    pub(crate) async fn mount_layer(&self, id: MountId) -> Result<LayerRef, Status> {
+    /// The layer of a mount, and whether it is the client's own.
+    pub(crate) async fn mount_layer(&self, id: MountId) -> Result<(LayerRef, bool), Status> {
         let row = self.mount_row(id).await?;
         if let Some(version) = row.name.as_deref().and_then(|name| name.strip_prefix(CLIENT_MOUNT_PREFIX)) {
-            return Ok(self.bundles.client(version).await?);
+            return Ok((self.bundles.client(version).await?, true));
         }
         let (_, tree) = self.mount_tree(row).await?;
-        own_layer(&tree).map_err(|error| Status::internal(format!("{}: {error}", tree.display())))
+        let layer = own_layer(&tree);
+        let layer = layer.map_err(|error| Status::internal(format!("{}: {error}", tree.display())))?;
+        Ok((layer, false))
     }
 
     /// The list of files of a mount that a build copies from, and a folder that holds them.

@@ -41,6 +41,9 @@ impl Control {
                 let event = ContainerEvent::Phase(phase, at);
                 self.calls.apply(self, |engine, now| Ok(engine.container_event(task, event, now))).await
             }
+            WorkerEvent::Path { task, path } => {
+                self.calls.apply(self, |engine, _| Ok(engine.task_path(task, path))).await
+            }
             WorkerEvent::StartFailed { task, error, at } => {
                 self.show_state(task, Phase::Exited, at);
                 self.start_failed(task, &error.to_string()).await

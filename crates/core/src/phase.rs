@@ -34,4 +34,6 @@ pub enum Phase {
 pub enum StartPath {
     /// Everything made for this start, interpreter executed.
     Plain,
+    /// Everything made for this start but the interpreter, which a template forked with the client imported.
+    Fork,
 }

@@ -23,6 +23,13 @@ impl Engine {
         out.step(())
     }
 
+    /// Which way a container was started, once its machine knows.
+    pub fn task_path(&mut self, task: TaskId, path: StartPath) -> Step<()> {
+        let mut out = Out::new();
+        out.write(CallWrite::TaskPath { task, path });
+        out.step(())
+    }
+
     /// What a container used so far.
     pub fn task_usage(&mut self, task: TaskId, usage: TaskUsage) -> Step<()> {
         let mut out = Out::new();

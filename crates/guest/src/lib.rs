@@ -17,6 +17,7 @@
 compile_error!("the guest's system call list exists for x86_64 and aarch64 only");
 
 mod copy;
+mod fork;
 mod listeners;
 mod mounts;
 pub mod packet;

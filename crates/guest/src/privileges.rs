@@ -29,15 +29,32 @@ const OPEN_FILES: u64 = 65_536;
 /// in the container may lower it below the guest's own.
 const OOM_SCORE_ADJ: &[u8] = b"100";
 
-/// Drops everything but what `identity` is to have. After it only `exec` remains to be done.
-pub(crate) fn drop_to(identity: &Identity, filter: Option<&Filter>) -> Result<(), (&'static str, io::Error)> {
+/// What a template has: it enters the namespaces of containers that are made in its own, and becomes their root.
+const OF_TEMPLATES: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETPCAP);
+
+/// The capabilities that root keeps in a program, by their bits.
+pub(crate) fn kept() -> u64 {
+    KEPT.bits()
+}
+
+/// Drops everything but what `identity` is to have, or a template. After it only `exec` remains to be done.
+pub(crate) fn drop_to(
+    identity: &Identity,
+    is_template: bool,
+    filter: Option<&Filter>,
+) -> Result<(), (&'static str, io::Error)> {
+    let kept = if is_template { OF_TEMPLATES } else { KEPT };
     set_limits().map_err(|e| ("setting limits", e))?;
     // Without it, the guest is merely as likely a victim as its programs.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
-    drop_bounding_set().map_err(|e| ("reducing the bounding set", e))?;
+    drop_bounding_set(kept).map_err(|e| ("reducing the bounding set", e))?;
     let root = identity.uid == 0;
     set_identity(identity).map_err(|e| ("changing the user", e))?;
-    let sets = if root { KEPT } else { CapabilitySet::empty() };
+    let sets = if root { kept } else { CapabilitySet::empty() };
     let sets = CapabilitySets { effective: sets, permitted: sets, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(|e| ("reducing the capabilities", e.into()))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| ("setting no_new_privs", e.into()))?;
@@ -55,10 +72,10 @@ fn set_limits() -> io::Result<()> {
     Ok(())
 }
 
-fn drop_bounding_set() -> io::Result<()> {
+fn drop_bounding_set(kept: CapabilitySet) -> io::Result<()> {
     for number in 0..CAPABILITIES {
         let capability = CapabilitySet::from_bits_retain(1 << number);
-        if KEPT.contains(capability) {
+        if kept.contains(capability) {
             continue;
         }
         match rustix::thread::remove_capability_from_bounding_set(capability) {

@@ -6,7 +6,7 @@ use crate::seccomp::Filter;
 use crate::step::invalid;
 use crate::survey;
 use crate::users::{self, Identity};
-use crate::wire::{Program, Spawn};
+use crate::wire::{Program, Spawn, Way};
 use std::ffi::CString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -56,7 +56,7 @@ pub(crate) fn spawn(request: &Spawn, stdio: [OwnedFd; 3], filter: &Filter) -> Re
     }
 }
 
-fn reap(pid: i32) {
+pub(crate) fn reap(pid: i32) {
     // SAFETY: no status is asked for. A failure means that there is nothing left to reap.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
 }
@@ -129,7 +129,7 @@ fn run_child(
         return complain(&format!("entering {}", prepared.cwd), &error);
     }
     if matches!(request.program, Program::Copy(_) | Program::Survey(_)) {
-        if let Err((what, error)) = privileges::drop_to(&prepared.identity, None) {
+        if let Err((what, error)) = privileges::drop_to(&prepared.identity, false, None) {
             return complain(what, &error);
         }
     }
@@ -144,7 +144,8 @@ fn run_child(
         }
         Program::Exec { .. } => {}
     }
-    if let Err((what, error)) = privileges::drop_to(&prepared.identity, Some(filter)) {
+    let is_template = request.way == Way::Template;
+    if let Err((what, error)) = privileges::drop_to(&prepared.identity, is_template, Some(filter)) {
         return complain(what, &error);
     }
     let error = execute(prepared);

@@ -51,12 +51,14 @@ pub(crate) struct SetupFds {
     sysfs: Option<OwnedFd>,
     binds: Vec<OwnedFd>,
     volumes: Vec<OwnedFd>,
+    /// The files by which a process is led into the container's control groups.
+    pub(crate) groups: Vec<OwnedFd>,
 }
 
 impl SetupFds {
     /// Sorts the descriptors of a setup message.
     pub(crate) fn sort(setup: &Setup, fds: Vec<OwnedFd>) -> Result<Self, StepError> {
-        let wanted = 2 + usize::from(setup.sysfs) + setup.binds.len() + setup.volumes.len();
+        let wanted = 2 + usize::from(setup.sysfs) + setup.binds.len() + setup.volumes.len() + setup.groups;
         if fds.len() != wanted {
             let found = format!("{} descriptors instead of {wanted}", fds.len());
             return Err(invalid(found)).step("reading the orders");
@@ -67,7 +69,8 @@ impl SetupFds {
         let dev = next().step("reading the orders")?;
         let sysfs = if setup.sysfs { Some(next().step("reading the orders")?) } else { None };
         let binds = fds.by_ref().take(setup.binds.len()).collect();
-        Ok(Self { root, dev, sysfs, binds, volumes: fds.collect() })
+        let volumes = fds.by_ref().take(setup.volumes.len()).collect();
+        Ok(Self { root, dev, sysfs, binds, volumes, groups: fds.collect() })
     }
 }
 

@@ -59,6 +59,13 @@ impl Filter {
         Self { program: compile(&table::allowed(), table::HIGHEST_KNOWN) }
     }
 
+    /// The same list with joining namespaces, for templates. What they fork refuses it by [`refuse_joining`].
+    pub(crate) fn of_templates() -> Self {
+        let mut allowed = table::allowed();
+        allowed.push(libc::SYS_setns);
+        Self { program: compile(&allowed, table::HIGHEST_KNOWN) }
+    }
+
     /// Puts the calling thread and all it will start under the list, for good.
     pub(crate) fn install(&self) -> io::Result<()> {
         let program = libc::sock_fprog {
@@ -70,6 +77,18 @@ impl Filter {
             unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
+}
+
+/// A filter that refuses joining namespaces and nothing else. Other interfaces of the processor are refused by the
+/// list that lies below.
+pub(crate) fn refuse_joining() -> Vec<(u16, u8, u8, u32)> {
+    let program = [
+        statement(LOAD_WORD, NUMBER_AT),
+        jump(JUMP_EQUAL, libc::SYS_setns as u32, 0, 1),
+        statement(RETURN, DENY),
+        statement(RETURN, ALLOW),
+    ];
+    program.map(|one| (one.code, one.jt, one.jf, one.k)).to_vec()
 }
 
 fn statement(code: u16, k: u32) -> libc::sock_filter {
@@ -199,6 +218,24 @@ mod tests {
             };
             assert_eq!(verdict(&program, ARCH, number as u32, [0; 2]), expected, "call {number}");
         }
+    }
+
+    #[test]
+    fn templates_may_join_namespaces_and_what_they_fork_may_not() {
+        let (programs, templates) = (Filter::new().program, Filter::of_templates().program);
+        for number in 0..table::HIGHEST_KNOWN + 1 {
+            let ask = |program: &[libc::sock_filter]| verdict(program, ARCH, number as u32, [0; 2]);
+            if number == libc::SYS_setns {
+                assert_eq!((ask(&programs), ask(&templates)), (DENY, ALLOW));
+            } else {
+                assert_eq!(ask(&programs), ask(&templates), "call {number}");
+            }
+        }
+        let further = refuse_joining().into_iter();
+        let further: Vec<_> =
+            further.map(|(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+        assert_eq!(verdict(&further, ARCH, libc::SYS_setns as u32, [0; 2]), DENY);
+        assert_eq!(verdict(&further, ARCH, libc::SYS_read as u32, [0; 2]), ALLOW);
     }
 
     #[test]

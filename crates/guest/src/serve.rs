@@ -4,8 +4,8 @@ use crate::packet::{self, Packet};
 use crate::root::{self, SetupFds};
 use crate::seccomp::Filter;
 use crate::step::{Step, StepError, invalid};
-use crate::wire::{Event, Exit, FromGuest, ProcId, ProcStatus, Reply, Request, Setup, Spawn, ToGuest};
-use crate::{CONTROL_FD, listeners, process, unpack};
+use crate::wire::{Event, Exit, FromGuest, ProcId, ProcStatus, Reply, Request, Setup, Spawn, ToGuest, Way};
+use crate::{CONTROL_FD, fork, listeners, process, unpack};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -75,7 +75,8 @@ fn now() -> Instant {
 
 fn serve_container(control: &OwnedFd, setup: &Setup, fds: Vec<OwnedFd>) -> Result<(), StepError> {
     let began = now();
-    let fds = SetupFds::sort(setup, fds)?;
+    let mut fds = SetupFds::sort(setup, fds)?;
+    let groups = std::mem::take(&mut fds.groups);
     root::become_root()?;
     // Changing the user clears it.
     // SAFETY: changes one attribute of this process.
@@ -94,6 +95,8 @@ fn serve_container(control: &OwnedFd, setup: &Setup, fds: Vec<OwnedFd>) -> Resul
         outgoing: VecDeque::new(),
         deadline: None,
         filter: Filter::new(),
+        groups,
+        nests: setup.nests,
         grace: Duration::from_millis(setup.grace_ms),
     };
     init.serve(control, &children).step("serving")
@@ -122,6 +125,10 @@ struct Init {
     /// When everything is killed, once the end was asked for.
     deadline: Option<Instant>,
     filter: Filter,
+    /// The files of the container's control groups.
+    groups: Vec<OwnedFd>,
+    /// Whether other containers live in this one's namespaces, and would end with it.
+    nests: bool,
     grace: Duration,
 }
 
@@ -130,7 +137,8 @@ impl Init {
     fn serve(&mut self, control: &OwnedFd, children: &OwnedFd) -> io::Result<()> {
         let mut connected = true;
         loop {
-            if self.deadline.is_some_and(|deadline| self.by_pid.is_empty() || now() >= deadline) {
+            let idle = self.by_pid.is_empty() && !self.nests;
+            if self.deadline.is_some_and(|deadline| idle || now() >= deadline) {
                 // What it still has to tell, if anybody takes it.
                 let _ = self.flush(control);
                 return Ok(());
@@ -224,21 +232,42 @@ impl Init {
         self.say(&FromGuest::Reply { id, result });
     }
 
-    fn spawn(&mut self, spawn: &Spawn, fds: Vec<OwnedFd>) -> Result<Reply, String> {
+    fn spawn(&mut self, spawn: &Spawn, mut fds: Vec<OwnedFd>) -> Result<Reply, String> {
         if self.deadline.is_some() {
             return Err("the container is ending".to_owned());
         }
         if self.by_pid.len() >= RUNNING_MAX {
             return Err(format!("{RUNNING_MAX} processes run already"));
         }
+        let line = if spawn.way == Way::Fork { fds.pop() } else { None };
         let stdio =
             <[OwnedFd; 3]>::try_from(fds).map_err(|_| "a program needs three descriptors".to_owned())?;
-        let pid = process::spawn(spawn, stdio, &self.filter)?;
+        let (forked, not_forked) = match line.map(|line| fork::adopt(spawn, line, &self.groups, &stdio)) {
+            Some(Ok(pid)) => (Some(pid), None),
+            Some(Err(why)) => {
+                self.clear_away();
+                (None, Some(why))
+            }
+            None => (None, None),
+        };
+        let pid = match forked {
+            Some(pid) => pid,
+            None if spawn.way == Way::Template => process::spawn(spawn, stdio, &Filter::of_templates())?,
+            None => process::spawn(spawn, stdio, &self.filter)?,
+        };
         let proc = self.next;
         self.next += 1;
         self.processes.insert(proc, ProcStatus { proc, name: spawn.name.clone(), pid, exit: None });
         self.by_pid.insert(pid, proc);
-        Ok(Reply::Spawned { proc, pid })
+        Ok(Reply::Spawned { proc, pid, not_forked })
+    }
+
+    /// Ends what a fork that failed may have left. What else runs in the container is left alone.
+    fn clear_away(&self) {
+        if self.by_pid.is_empty() {
+            // Everything in this namespace but its init. Nobody there is as good.
+            let _ = kill(-1, libc::SIGKILL);
+        }
     }
 
     fn signal(&self, proc: ProcId, signal: i32, group: bool) -> Result<Reply, String> {

@@ -40,6 +40,14 @@ pub struct Setup {
     /// Where the volumes' descriptors go, in order.
     #[serde(default)]
     pub volumes: Vec<VolumeTarget>,
+    /// How many files of its control groups come last among the descriptors: writing a process's number to them
+    /// leads it in.
+    #[serde(default)]
+    pub groups: usize,
+    /// Whether other containers are made inside of this one's namespaces: then it ends when it is destroyed, not
+    /// with its last program.
+    #[serde(default)]
+    pub nests: bool,
     /// Symbolic links: what they hold, and their absolute paths in the root. A link that is there already gives
     /// way, anything else stays.
     #[serde(default)]
@@ -122,7 +130,7 @@ pub enum Listen {
 /// What the guest can be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Request {
-    /// Start a program. Descriptors: stdin, stdout, stderr.
+    /// Start a program. Descriptors: stdin, stdout, stderr; then, for [`Way::Fork`], the line to the template.
     Spawn(Box<Spawn>),
     /// Send a signal.
     Signal {
@@ -160,6 +168,62 @@ pub struct Spawn {
     pub cwd: String,
     /// Whom it runs as: empty for root, else `name|uid[:group|gid]` looked up in the container's own files.
     pub user: String,
+    /// How it comes to be.
+    #[serde(default)]
+    pub way: Way,
+}
+
+/// How a program comes to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Way {
+    /// By executing it.
+    #[default]
+    Execute,
+    /// By executing it as a template, which forks programs for the containers in its namespaces.
+    Template,
+    /// By a template's fork; by executing it where that fails.
+    Fork,
+}
+
+/// What is said on the line between a container's guest and the process that a template forks for it. The first
+/// of the guest's messages is [`ForkRules`], the last [`ForkProgram`] with stdin, stdout and stderr; these are the
+/// other side's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromFork {
+    /// The process, by its number in the container.
+    Forked {
+        /// Its number.
+        pid: i32,
+    },
+    /// Whoever forked it has ended, so that it is a child of the container's guest.
+    Parted,
+    /// It is in the container's namespaces and has given up what it has to.
+    Ready,
+    /// It will not be.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a forked process gives up before it is told what it is to run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ForkRules {
+    /// The capabilities that it keeps, by their bits.
+    pub capabilities: u64,
+    /// A further system call filter, by its instructions, each as (code, jt, jf, k).
+    pub filter: Vec<(u16, u8, u8, u32)>,
+}
+
+/// What a forked process is to run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ForkProgram {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// The working directory.
+    pub cwd: String,
 }
 
 /// What a spawned process runs.
@@ -273,6 +337,9 @@ pub enum Reply {
         proc: ProcId,
         /// Its pid inside the container.
         pid: i32,
+        /// Why a template's fork was not had, where it was asked for.
+        #[serde(default)]
+        not_forked: Option<String>,
     },
     /// All processes the guest started, as far as it remembers them.
     Status {

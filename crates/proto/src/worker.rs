@@ -2,7 +2,7 @@
 //! one process; on a fleet the same traits are carried over the network.
 
 use bytes::Bytes;
-use evoke_core::{AppId, CallId, Error, FunctionId, InputId, Phase, TaskId, UnixMs, VolumeId};
+use evoke_core::{AppId, CallId, Error, FunctionId, InputId, Phase, StartPath, TaskId, UnixMs, VolumeId};
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -23,6 +23,9 @@ pub struct Assignment {
     pub generation: u64,
     /// The complete root file system, bottom first: image, mounts, client bundle.
     pub layers: Vec<LayerRef>,
+    /// What of [`Self::layers`] is the same for every container of this image and client: what a template is made of.
+    /// Empty where its program is not one that templates fork.
+    pub template_layers: Vec<LayerRef>,
     /// Folders and files of the machine that it sees read-only.
     pub binds: Vec<HostBind>,
     /// Folders of the server that it may write to, live: whoever else has them sees it at once.
@@ -240,6 +243,13 @@ pub enum WorkerEvent {
         phase: Phase,
         /// When.
         at: UnixMs,
+    },
+    /// Its program runs, and came to be this way.
+    Path {
+        /// The container.
+        task: TaskId,
+        /// Which way.
+        path: StartPath,
     },
     /// It could not be started. Everything it held is given back; no other event follows.
     StartFailed {

@@ -2,7 +2,7 @@
 
 use crate::fds::AsyncSocket;
 use evoke_core::{Entropy, SystemEntropy};
-use evoke_guest::wire::{FromGuest, Reply, Request, Spawn, ToGuest};
+use evoke_guest::wire::{FromGuest, Reply, Request, Spawn, ToGuest, Way};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -140,15 +140,40 @@ impl Guest {
 
     /// Starts a program and returns its number once it is executed.
     pub async fn spawn(&self, spec: ProcessSpec) -> Result<ProcId, GuestError> {
+        self.start(spec, Way::Execute, None).await.map(|(proc, _)| proc)
+    }
+
+    /// Starts a program that forks others, for containers in the namespaces of this one.
+    pub async fn spawn_template(&self, spec: ProcessSpec) -> Result<ProcId, GuestError> {
+        self.start(spec, Way::Template, None).await.map(|(proc, _)| proc)
+    }
+
+    /// Has a program forked by a template, which was given the other end of `line`; where that fails the program is
+    /// executed, and why is said.
+    pub async fn spawn_forked(
+        &self,
+        spec: ProcessSpec,
+        line: OwnedFd,
+    ) -> Result<(ProcId, Option<String>), GuestError> {
+        self.start(spec, Way::Fork, Some(line)).await
+    }
+
+    async fn start(
+        &self,
+        spec: ProcessSpec,
+        way: Way,
+        line: Option<OwnedFd>,
+    ) -> Result<(ProcId, Option<String>), GuestError> {
         let ProcessSpec { name, program, env, cwd, user, stdin, stdout, stderr } = spec;
         let stdin = match stdin {
             Some(stdin) => stdin,
             None => open_null()?,
         };
-        let request = Request::Spawn(Box::new(Spawn { name, program, env, cwd, user }));
-        let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let request = Request::Spawn(Box::new(Spawn { name, program, env, cwd, user, way }));
+        let mut fds = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        fds.extend(line.as_ref().map(AsFd::as_fd));
         match self.ask(request, &fds).await? {
-            Reply::Spawned { proc, .. } => Ok(proc),
+            Reply::Spawned { proc, not_forked, .. } => Ok((proc, not_forked)),
             other => Err(GuestError::Refused(format!("unexpected answer {other:?}"))),
         }
     }

@@ -37,8 +37,8 @@ pub use runtime::{
     Ended, Finding, FindingState, LayerStats, Runtime, RuntimeError, StartError, StartTimings, Started, Usage,
 };
 pub use spec::{
-    Bind, ContainerSpec, Layer, Limits, ListenerSpec, MemoryFolder, Network, Owner, Served, SuppliedFile,
-    Volume,
+    Bind, ContainerSpec, Layer, Limits, ListenerSpec, MemoryFolder, Nest, Network, Owner, Served,
+    SuppliedFile, Volume,
 };
 pub use volume_entry::{Collected, VolumeEntry, VolumeEntryKind};
 

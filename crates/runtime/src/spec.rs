@@ -43,6 +43,21 @@ pub struct ContainerSpec {
     pub hosts: Vec<(String, String)>,
     /// Name servers to use instead of the machine's.
     pub nameservers: Vec<String>,
+    /// In whose namespaces it is made.
+    #[serde(default)]
+    pub nest: Nest,
+}
+
+/// In whose namespaces a container's own are made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Nest {
+    /// The machine's.
+    #[default]
+    Machine,
+    /// The machine's, and other containers may be made in its own: those end when it ends.
+    Around,
+    /// Those of this container, which has to be one that others may be made in. Its programs may then enter this one.
+    Inside(String),
 }
 
 impl ContainerSpec {
@@ -66,6 +81,7 @@ impl ContainerSpec {
             grace_ms: 10_000,
             hosts: Vec::new(),
             nameservers: Vec::new(),
+            nest: Nest::Machine,
         }
     }
 }

@@ -80,7 +80,9 @@ async fn adopt(shared: &Arc<Shared>, task: TaskId, kept: HashMap<Part, OwnedFd>)
         first.extend(life.step(event, now).map_err(|illegal| Error::internal(illegal.to_string()))?);
     }
     shared.registry.add(entry.clone(), usize::MAX).map_err(|_| Error::internal("it is there already"))?;
-    let container = Container::new(shared.clone(), entry, life, record, mailbox, None, Some(live));
+    let around = record.template.as_deref().and_then(|id| shared.templates.living(id));
+    let mut container = Container::new(shared.clone(), entry, life, record, mailbox, None, Some(live));
+    container.forked_by(around);
     shared.drive(container, task, first);
     Ok(())
 }
@@ -114,7 +116,7 @@ pub(crate) async fn sweep(shared: &Arc<Shared>) -> Result<(), Error> {
 }
 
 fn is_driven(shared: &Shared, id: &str) -> bool {
-    id.parse().is_ok_and(|task| shared.registry.get(task).is_some())
+    id.parse().is_ok_and(|task| shared.registry.get(task).is_some()) || shared.templates.living(id).is_some()
 }
 
 fn names_in(folder: &Path) -> Result<Vec<String>, Error> {

@@ -187,6 +187,7 @@ fn assignment(n: u64) -> Assignment {
         function_id,
         generation: 1,
         layers: vec![LayerRef { path: "/layers/base".into(), owner: LayerOwner::Canonical }],
+        template_layers: Vec::new(),
         binds: Vec::new(),
         shared: Vec::new(),
         volumes: Vec::new(),

@@ -18,6 +18,10 @@ const CONTAINERS_MAX: usize = 4096;
 /// Time between two looks at what each container uses, unless configured.
 const USAGE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Templates at most, and memory of each, unless configured.
+const TEMPLATES_MAX: usize = 8;
+const TEMPLATE_BYTES: u64 = 512 << 20;
+
 /// What a worker is told at its start.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
@@ -38,6 +42,17 @@ pub struct WorkerConfig {
     pub containers_max: usize,
     /// Time between two looks at what each container uses.
     pub usage_interval: Duration,
+    /// How many templates there are, and how large.
+    pub templates: Templates,
+}
+
+/// Bounds of templates.
+#[derive(Debug, Clone, Copy)]
+pub struct Templates {
+    /// How many there are at most.
+    pub most: usize,
+    /// Memory of each, in bytes.
+    pub memory_bytes: u64,
 }
 
 impl WorkerConfig {
@@ -52,6 +67,7 @@ impl WorkerConfig {
             network_env: Vec::new(),
             containers_max: CONTAINERS_MAX,
             usage_interval: USAGE_INTERVAL,
+            templates: Templates { most: TEMPLATES_MAX, memory_bytes: TEMPLATE_BYTES },
         }
     }
 

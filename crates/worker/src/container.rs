@@ -7,11 +7,12 @@ use crate::live::{Live, Parts};
 use crate::prepare;
 use crate::record::{self, Record};
 use crate::registry::Entry;
+use crate::templates::{Plan, Template};
 use crate::usage;
 use crate::worker::Shared;
-use evoke_core::{Error, ErrorCode, Phase};
+use evoke_core::{Error, ErrorCode, Phase, StartPath};
 use evoke_proto::worker::{Assignment, CommittedLayer, Usage, WorkerEvent};
-use evoke_runtime::{Ended, Guest, GuestEvent, LayerStats, ProcId, Started};
+use evoke_runtime::{ContainerSpec, Ended, Guest, GuestEvent, LayerStats, Nest, ProcId, Started};
 use futures::future::{BoxFuture, join_all};
 use rustix::process::Signal;
 use std::os::fd::{AsFd, OwnedFd};
@@ -47,14 +48,21 @@ pub(crate) struct Container {
     committed: Option<LayerStats>,
     /// Whether nothing is left of its output.
     shipped: bool,
+    /// The template in whose namespaces it is.
+    template: Option<Arc<Template>>,
+    /// What a template for its like is made of, until it is known whether one is wanted.
+    plan: Option<Plan>,
+    /// Which way its program came to be, until that is told.
+    path: Option<StartPath>,
 }
 
 /// How an action ended.
 enum Outcome {
     Failed(Error),
-    Started(Started),
+    Started(Started, Option<Arc<Template>>),
     Recorded,
-    Spawned(ProcId),
+    /// Its number, and which way it came to be.
+    Spawned(ProcId, StartPath),
     Drained,
     Committed(LayerStats),
     Removed(Ended),
@@ -93,7 +101,15 @@ impl Container {
             oom_kills: 0,
             committed: None,
             shipped: true,
+            template: None,
+            plan: None,
+            path: None,
         }
+    }
+
+    /// It lives in the namespaces of this template.
+    pub(crate) fn forked_by(&mut self, template: Option<Arc<Template>>) {
+        self.template = template;
     }
 
     /// Lives the container's life, beginning with the actions `first`.
@@ -131,7 +147,9 @@ impl Container {
     fn absorb(&mut self, outcome: Outcome) -> Event {
         match outcome {
             Outcome::Failed(error) => return Event::Failed(error),
-            Outcome::Started(mut started) => {
+            Outcome::Started(mut started, template) => {
+                self.record.template = template.as_ref().map(|template| template.id().to_owned());
+                self.template = template;
                 self.device_env = std::mem::take(&mut started.env);
                 if let Err(error) = self.serve_buckets(&mut started) {
                     return Event::Failed(error);
@@ -145,7 +163,10 @@ impl Container {
                 return Event::Started;
             }
             Outcome::Recorded => return Event::Recorded,
-            Outcome::Spawned(proc) => self.record.proc = Some(proc),
+            Outcome::Spawned(proc, path) => {
+                self.record.proc = Some(proc);
+                self.path = Some(path);
+            }
             Outcome::Drained => return Event::Drained,
             Outcome::Committed(stats) => {
                 self.committed = Some(stats);
@@ -207,16 +228,21 @@ impl Container {
                 Action::Commit => self.job = Some(self.commit()),
                 Action::Remove => self.job = Some(self.remove()),
                 Action::Finish => self.job = Some(self.finish()),
-                Action::Report(phase) => self.report_phase(phase).await,
+                Action::Report(phase) => {
+                    self.report_phase(phase).await;
+                    self.note_path(phase).await;
+                }
                 Action::ReportExit => self.shared.deps.control.report(self.last_event()).await,
                 Action::Forget => self.forget().await,
             }
         }
     }
 
-    fn start(&self) -> BoxFuture<'static, Outcome> {
+    fn start(&mut self) -> BoxFuture<'static, Outcome> {
         let Some(assignment) = self.assignment.clone() else { return nothing_to_run() };
         let shared = self.shared.clone();
+        self.plan = Plan::of(&assignment);
+        let template = self.plan.as_ref().and_then(|plan| shared.templates.choose(plan));
         Box::pin(async move {
             let folder = shared.config.task_folder(assignment.task_id);
             if let Err(error) = prepare::make_folder(&folder, &assignment) {
@@ -225,9 +251,20 @@ impl Container {
             if let Err(error) = buckets::check(&shared.config, &assignment.buckets).await {
                 return Outcome::Failed(error);
             }
-            let spec = prepare::container_spec(&shared.config, &assignment);
+            let mut spec = prepare::container_spec(&shared.config, &assignment);
+            if let Some(template) = template {
+                let inside = Nest::Inside(template.id().to_owned());
+                match shared.deps.runtime.start(ContainerSpec { nest: inside, ..spec.clone() }).await {
+                    Ok(started) => return Outcome::Started(started, Some(template)),
+                    Err(error) => {
+                        let task = assignment.task_id;
+                        tracing::warn!(%task, template = template.id(), %error, "started without its template");
+                    }
+                }
+            }
+            spec.nest = Nest::Machine;
             let started = shared.deps.runtime.start(spec).await;
-            Outcome::of(started.map_err(Error::from), Outcome::Started)
+            Outcome::of(started.map_err(Error::from), |started| Outcome::Started(started, None))
         })
     }
 
@@ -250,18 +287,26 @@ impl Container {
 
     fn spawn(&mut self) -> BoxFuture<'static, Outcome> {
         let assignment = self.assignment.take();
-        let live = self.live.as_mut().and_then(|live| Some((live.guest.clone(), live.stdio.take()?)));
-        let (Some(assignment), Some((guest, (stdout, stderr)))) = (assignment, live) else {
+        let live =
+            self.live.as_mut().and_then(|live| Some((live.guest.clone(), live.init(), live.stdio.take()?)));
+        let (Some(assignment), Some((guest, init, (stdout, stderr)))) = (assignment, live) else {
             return nothing_to_run();
         };
+        let (shared, template) = (self.shared.clone(), self.template.clone());
         let devices = std::mem::take(&mut self.device_env);
         Box::pin(async move {
             let program = assignment.argv.first().cloned().unwrap_or_default();
             let spec = prepare::process_spec(&assignment, devices, (stdout, stderr));
-            let spawned = guest.spawn(spec).await.map_err(|error| {
+            let spawned = match template {
+                Some(template) => {
+                    shared.templates.fork(&template, assignment.task_id, &guest, init, spec).await
+                }
+                None => guest.spawn(spec).await.map(|proc| (proc, StartPath::Plain)),
+            };
+            let spawned = spawned.map_err(|error| {
                 Error::precondition(format!("the container could not execute '{program}': {error}"))
             });
-            Outcome::of(spawned, Outcome::Spawned)
+            Outcome::of(spawned, |(proc, path)| Outcome::Spawned(proc, path))
         })
     }
 
@@ -330,6 +375,24 @@ impl Container {
         }
     }
 
+    /// Tells which way the program came to be. Once the first of its kind is ready, a template is made for the next.
+    async fn note_path(&mut self, phase: Phase) {
+        match phase {
+            Phase::Exec => {
+                if let Some(path) = self.path.take().filter(|path| *path != StartPath::Plain) {
+                    let task = self.entry.task;
+                    self.shared.deps.control.report(WorkerEvent::Path { task, path }).await;
+                }
+            }
+            Phase::Ready => {
+                if let Some(plan) = self.plan.take() {
+                    self.shared.templates.want(plan);
+                }
+            }
+            _ => {}
+        }
+    }
+
     async fn report_phase(&mut self, phase: Phase) {
         let at = self.shared.deps.clock.now();
         self.shared.deps.control.report(WorkerEvent::Phase { task: self.entry.task, phase, at }).await;
@@ -370,6 +433,7 @@ impl Container {
 
     async fn forget(&mut self) {
         self.live = None;
+        self.template = None;
         self.shared.forget(self.entry.task, self.shipped).await;
     }
 }

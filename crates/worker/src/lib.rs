@@ -26,6 +26,7 @@ mod prepare;
 mod record;
 mod registry;
 mod tasks;
+mod templates;
 #[cfg(test)]
 mod testing;
 mod usage;
@@ -33,7 +34,7 @@ mod volumes;
 mod worker;
 
 pub use buckets::has_bucket_client;
-pub use config::{CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, WorkerConfig};
+pub use config::{CONTAINER_PORT, CONTAINER_SOCKET, INSIDE_FOLDER, Templates, WorkerConfig};
 pub use fd_keeper::FdKeeper;
 pub use volumes::BuildVolumes;
 pub use worker::{Worker, WorkerDeps, WorkerHandle};

@@ -135,6 +135,12 @@ impl Live {
         Ok(Self { guest, pidfd: Some(parts.pidfd), captures, stdio: None, stop, background })
     }
 
+    /// Another descriptor of the container's init.
+    pub(crate) fn init(&self) -> io::Result<OwnedFd> {
+        let ended = || io::Error::other("its init was ended before");
+        self.pidfd.as_ref().ok_or_else(ended)?.try_clone()
+    }
+
     /// Stops serving and closes what would keep the output open.
     pub(crate) fn close(&mut self) {
         self.stop.send_replace(true);

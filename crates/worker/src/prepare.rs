@@ -17,7 +17,7 @@ pub(crate) const MAIN_PROGRAM: &str = "main";
 const SOCKET_VARIABLE: &str = "EVOKE_PLATFORM_SOCKET";
 
 /// A host user and group that own nothing: what is bound for them is nobody's inside.
-const NO_ONE: u32 = 0x6fff_ffff;
+pub(crate) const NO_ONE: u32 = 0x6fff_ffff;
 
 /// The base of the addresses that a container is given.
 pub(crate) fn origin() -> String {

@@ -33,6 +33,9 @@ pub(crate) struct Record {
     pub ends_by_sigterm: bool,
     #[serde(default)]
     pub volumes: Vec<VolumeRecord>,
+    /// The template in whose namespaces it is, if so.
+    #[serde(default)]
+    pub template: Option<String>,
     /// The program's number with the guest; none until it was executed.
     pub proc: Option<ProcId>,
     pub known: Known,

@@ -16,6 +16,8 @@ pub(crate) enum TaskKind {
     Listener,
     /// Commits what one container writes to its volumes. Ends before the container is removed.
     Volumes,
+    /// Makes, watches or takes down one template.
+    Template,
     /// Looks at what containers use. Ends with the worker.
     Usage,
 }

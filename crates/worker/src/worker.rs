@@ -8,6 +8,7 @@ use crate::lifecycle::{Action, Known, Lifecycle, Stop};
 use crate::record::Record;
 use crate::registry::{Entry, Refusal, Registry};
 use crate::tasks::{self, TaskKind};
+use crate::templates::Pool;
 use crate::usage;
 use crate::volumes::{VolumeRecord, Volumes, not_mounted};
 use evoke_core::{CallId, Clock, Error, ErrorCode, InputId, TaskId, VolumeId};
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub config: WorkerConfig,
     pub deps: WorkerDeps,
     pub registry: Arc<Registry>,
+    pub templates: Arc<Pool>,
     /// Containers of an earlier process that are being cleared away.
     burials: Mutex<Vec<JoinHandle<()>>>,
     closing: AtomicBool,
@@ -69,7 +71,9 @@ impl Worker {
         let sampling = usage::sample(deps.runtime.clone(), registry.clone(), config.usage_interval);
         let sampler = tasks::spawn(TaskKind::Usage, "all", sampling);
         let burials = Mutex::default();
-        let shared = Shared { config, deps, registry, burials, closing: AtomicBool::new(false) };
+        let templates = Arc::new(Pool::new(config.templates, deps.clone()));
+        let closing = AtomicBool::new(false);
+        let shared = Shared { config, deps, registry, templates, burials, closing };
         Ok(WorkerHandle { shared: Arc::new(shared), sampler: Arc::new(Sampler(sampler)) })
     }
 }
@@ -95,7 +99,10 @@ impl WorkerHandle {
     /// (names of other kinds are ignored), then destroys containers that nobody drives. Which live on. To
     /// be called at every start, also with nothing kept.
     pub async fn adopt(&self, kept: Vec<(String, OwnedFd)>) -> Result<Vec<TaskId>, Error> {
+        let around = self.shared.templates.adopt(&kept);
         let adopted = adopt::adopt_all(&self.shared, kept).await;
+        // Those that no container is in end here.
+        drop(around);
         adopt::sweep(&self.shared).await?;
         Ok(adopted)
     }
@@ -121,6 +128,7 @@ impl WorkerHandle {
         };
         // Whether it was in time or not: what is left is what counts.
         let _ = tokio::time::timeout(grace.saturating_add(SHUTDOWN_EXTRA), gone).await;
+        self.shared.templates.close().await;
         self.shared.registry.all().iter().map(|entry| entry.task).collect()
     }
 }
@@ -245,6 +253,7 @@ fn record_of(assignment: &Assignment, now: evoke_core::UnixMs) -> Record {
         commit_on_exit: assignment.commit_on_exit.clone(),
         ends_by_sigterm: assignment.ends_by_sigterm,
         volumes: assignment.volumes.iter().map(VolumeRecord::of).collect(),
+        template: None,
         proc: None,
         known: Known::default(),
     }

@@ -106,6 +106,7 @@ impl Roles {
             machine: machine.has.clone(),
             collection: launch.config.collection.policy(),
             lean: launch.config.containers.lean_switch(),
+            templates: launch.config.containers.templates,
         };
         let control = Control::start(config, rooms);
         control
@@ -125,15 +126,7 @@ impl Roles {
             )),
             authenticator: Arc::new(authenticator::Tokens::new(token, control.clone())),
         };
-        let (uid, gid) = own_ids();
-        let mut worker_config = WorkerConfig::new(data.path(), uid, gid);
-        worker_config.fusermount = std::env::current_exe().context("finding this program")?;
-        let names = names::PROXIES.into_iter().chain(names::NO_PROXY).chain(names::AUTHORITIES);
-        worker_config.network_env =
-            names.filter_map(|name| Some((name.to_owned(), names::read(name)?))).collect();
-        if let Some(most) = launch.config.limits.containers_max {
-            worker_config.containers_max = most as usize;
-        }
+        let worker_config = worker_config(&data, &launch)?;
         let port: Arc<dyn ControlPort> = control.clone();
         let worker = Worker::start(
             worker_config,
@@ -192,6 +185,20 @@ impl Roles {
 struct Listeners {
     web: Arc<dyn WebListeners>,
     tunnels: Arc<dyn Tunnels>,
+}
+
+/// What the worker is told.
+fn worker_config(data: &DataFolder, launch: &Launch) -> Result<WorkerConfig> {
+    let (uid, gid) = own_ids();
+    let mut config = WorkerConfig::new(data.path(), uid, gid);
+    config.fusermount = std::env::current_exe().context("finding this program")?;
+    config.templates = launch.config.containers.bounds();
+    let names = names::PROXIES.into_iter().chain(names::NO_PROXY).chain(names::AUTHORITIES);
+    config.network_env = names.filter_map(|name| Some((name.to_owned(), names::read(name)?))).collect();
+    if let Some(most) = launch.config.limits.containers_max {
+        config.containers_max = most as usize;
+    }
+    Ok(config)
 }
 
 /// Everything that control stands on.

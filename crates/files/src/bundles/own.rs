@@ -17,7 +17,7 @@ macro_rules! own {
 }
 
 /// Every file, by its place under `/pkg`.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     // Python imports it when it starts.
     ("sitecustomize.py", include_str!("sitecustomize.py")),
     own!("__init__.py"),
@@ -29,6 +29,7 @@ const FILES: [(&str, &str); 11] = [
     own!("line.py"),
     own!("start.py"),
     own!("stream.py"),
+    own!("template.py"),
     own!("transport.py"),
 ];
 

@@ -14,6 +14,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+/// The file of a group that lists its processes, and takes more.
+const PROCS: &str = "cgroup.procs";
+
 /// The control groups of this installation.
 #[derive(Debug)]
 pub(super) struct Cgroups {
@@ -86,6 +89,30 @@ impl Cgroups {
             Version::One(groups) => groups.join(id, pid),
             Version::Two(_) | Version::None => Ok(()),
         }
+    }
+
+    /// Moves a process into a container's groups, also where others are born there.
+    pub(super) fn move_in(&self, id: &str, pid: i32) -> Result<(), RuntimeError> {
+        match &self.version {
+            Version::One(groups) => groups.join(id, pid),
+            Version::Two(group) => write(&group.path().join(id), PROCS, &pid.to_string()),
+            Version::None => Ok(()),
+        }
+    }
+
+    /// The files of a container's groups by which whoever has them moves processes in: only such as it can name.
+    pub(super) fn doors(&self, id: &str) -> Result<Vec<OwnedFd>, RuntimeError> {
+        let parents: BTreeSet<&Path> = match &self.version {
+            Version::One(groups) => groups.paths().collect(),
+            Version::Two(group) => [group.path()].into(),
+            Version::None => BTreeSet::new(),
+        };
+        let open = |parent: &Path| {
+            let path = parent.join(id).join(PROCS);
+            let file = std::fs::OpenOptions::new().write(true).open(&path);
+            file.map(OwnedFd::from).step(format!("opening {}", path.display()))
+        };
+        parents.into_iter().map(open).collect()
     }
 
     /// What a container has used. Zeros where nothing counts.

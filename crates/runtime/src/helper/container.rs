@@ -4,6 +4,7 @@
 use super::folders;
 use super::ids::Range;
 use super::jobs::Asker;
+use super::nest::Room;
 use super::record::Record;
 use super::request::Reply;
 use super::sys::{self, Step};
@@ -40,6 +41,10 @@ pub(super) struct Container {
     pub(super) project: Option<u32>,
     /// What its root has of them.
     pub(super) devices: Edits,
+    /// What there is for containers in its namespaces, where there may be some.
+    pub(super) room: Option<Room>,
+    /// The container in whose namespaces it is.
+    pub(super) around: Option<String>,
     pub(super) process: Option<Process>,
     pub(super) ending: Option<Ending>,
 }
@@ -247,7 +252,10 @@ impl Helper {
             self.networks.release(number);
         }
         if let Some(range) = container.range {
-            self.ids.release(range);
+            self.release_range(container.around.as_deref(), range);
+        }
+        if let Some(room) = container.room {
+            self.close_room(room);
         }
         if let Some(project) = container.project {
             super::disk::release(self.folders.trash.as_fd(), project);

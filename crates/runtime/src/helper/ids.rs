@@ -151,6 +151,20 @@ impl Ids {
     }
 }
 
+/// The map of a user namespace in which others are made: its own range first, then one for each of those.
+pub(super) fn map_around(own: Range, inner: &[Range]) -> String {
+    let all = [own].into_iter().chain(inner.iter().copied()).enumerate();
+    let line = |(index, range): (usize, Range)| {
+        format!("{} {} {IDS_PER_CONTAINER}\n", index as u32 * IDS_PER_CONTAINER, range.base())
+    };
+    all.map(line).collect()
+}
+
+/// The map of a user namespace inside of one that [`map_around`] describes, for the inner range of this number.
+pub(super) fn map_inside(index: usize) -> String {
+    format!("0 {} {IDS_PER_CONTAINER}", (index as u32 + 1) * IDS_PER_CONTAINER)
+}
+
 /// Whether another installation still has containers of its own under its ids.
 fn has_containers(data: &Path) -> bool {
     let entries = std::fs::read_dir(data.join("containers"));

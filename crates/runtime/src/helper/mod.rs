@@ -16,6 +16,7 @@ mod folders;
 mod ids;
 mod jobs;
 mod layers;
+mod nest;
 mod net;
 mod probe;
 mod record;
@@ -378,11 +379,18 @@ impl Helper {
     }
 
     fn wants_refill(&self) -> bool {
-        self.drain_until.is_none() && self.networks.wants_refill()
+        self.drain_until.is_none() && (self.networks.wants_refill() || self.wanting_nest().is_some())
     }
 
     fn refill(&mut self) {
-        if self.wants_refill() && now() >= self.refill_after && self.networks.refill().is_err() {
+        if !self.wants_refill() || now() < self.refill_after {
+            return;
+        }
+        let refilled = match self.wanting_nest() {
+            Some(id) => self.refill_nest(&id),
+            None => self.networks.refill(),
+        };
+        if refilled.is_err() {
             self.refill_after = now() + REFILL_PAUSE;
         }
     }
@@ -401,11 +409,15 @@ impl Helper {
         let ended =
             |container: &mut Container| container.process.as_mut().is_none_or(container::Process::look);
         let force = self.drained_once;
+        let around = self.inhabited();
         let ids: Vec<_> = self
             .containers
             .iter_mut()
             .filter_map(|(id, container)| {
-                (container.ending.is_none() && (force || ended(container))).then(|| id.clone())
+                // What others are made in waits for them, and then for nothing.
+                let is_left = container.room.is_some() && !around.contains(id);
+                let is_over = force || is_left || ended(container);
+                (container.ending.is_none() && is_over).then(|| id.clone())
             })
             .collect();
         for id in ids {

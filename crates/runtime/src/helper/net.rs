@@ -100,12 +100,25 @@ impl Networks {
     /// A namespace for a container.
     pub(super) fn take(&mut self, network: Network) -> Result<Slot, RuntimeError> {
         match network {
-            Network::Loopback => self.make(None),
+            Network::Loopback => self.make(None, None),
             Network::Bridged => match self.ready.pop_front() {
                 Some(slot) => Ok(slot),
-                None => self.make_bridged(),
+                None => self.make_bridged(None),
             },
         }
+    }
+
+    /// A namespace that belongs to the user namespace of the process `owner`.
+    pub(super) fn make_for(&mut self, network: Network, owner: BorrowedFd<'_>) -> Result<Slot, RuntimeError> {
+        match network {
+            Network::Loopback => self.make(None, Some(owner)),
+            Network::Bridged => self.make_bridged(Some(owner)),
+        }
+    }
+
+    /// Whether containers have more than loopback.
+    pub(super) fn has_bridge(&self) -> bool {
+        self.bridge.is_some()
     }
 
     /// Gives back the number of a container's address. Its namespace goes with the container's last process.
@@ -120,12 +133,12 @@ impl Networks {
 
     /// Makes one namespace ahead of need.
     pub(super) fn refill(&mut self) -> Result<(), RuntimeError> {
-        let slot = self.make_bridged()?;
+        let slot = self.make_bridged(None)?;
         self.ready.push_back(slot);
         Ok(())
     }
 
-    fn make_bridged(&mut self) -> Result<Slot, RuntimeError> {
+    fn make_bridged(&mut self, owner: Option<BorrowedFd<'_>>) -> Result<Slot, RuntimeError> {
         let Some(bridge) = &self.bridge else {
             let problem = self.problem.clone().unwrap_or_default();
             return Err(RuntimeError::step("making a network", io::Error::other(problem)));
@@ -137,7 +150,7 @@ impl Networks {
             .ok_or_else(|| RuntimeError::Exhausted("every address of the bridge is in use".to_owned()))?;
         let address = bridge.address(number);
         self.used.insert(number);
-        let made = self.make(Some((number, address)));
+        let made = self.make(Some((number, address)), owner);
         match &made {
             Ok(slot) => self.web_problem.clone_from(&slot.web_problem),
             Err(_) => drop(self.used.remove(&number)),
@@ -145,9 +158,19 @@ impl Networks {
         made
     }
 
-    fn make(&self, address: Option<(u32, Ipv4Addr)>) -> Result<Slot, RuntimeError> {
+    fn make(
+        &self,
+        address: Option<(u32, Ipv4Addr)>,
+        owner: Option<BorrowedFd<'_>>,
+    ) -> Result<Slot, RuntimeError> {
         let (namespace, sysfs) = {
-            let _back = enter_new(self.host.as_fd())?;
+            let _back = match owner {
+                None => enter_new(self.host.as_fd())?,
+                Some(owner) => {
+                    let theirs = sys::network_of(owner).step("making a network namespace for a template")?;
+                    enter(theirs.as_fd(), self.host.as_fd())?
+                }
+            };
             let namespace =
                 sys::open("/proc/self/ns/net", OFlags::RDONLY).step("opening a network namespace")?;
             prepare_namespace()?;

@@ -9,7 +9,7 @@ use super::request::Reply;
 use super::stubs;
 use super::sys::{self, Step};
 use super::{Helper, devices, disk, now, rootfs, served, validate};
-use crate::{ContainerSpec, Owner, RuntimeError, StartTimings, fds};
+use crate::{ContainerSpec, Nest, Owner, RuntimeError, StartTimings, fds};
 use evoke_guest::wire::{BindTarget, Setup, ToGuest, VolumeTarget};
 use rustix::fs::OFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,6 +35,8 @@ struct Parts {
     slot: Slot,
     folder: OwnedFd,
     cgroup: Option<OwnedFd>,
+    /// Where it is made in another container's namespaces: that one's init, and its number there.
+    around: Option<(OwnedFd, usize)>,
 }
 
 fn micros(since: Instant) -> u64 {
@@ -108,9 +110,7 @@ impl Helper {
         }
         self.record(&spec.id, &parts, Some(child.pid))?;
         let base = parts.range.base();
-        let map = format!("0 {base} {IDS_PER_CONTAINER}");
-        ids::write_maps(child.pid, &map, &map).step("writing the id maps")?;
-        self.cgroups.join(&spec.id, child.pid)?;
+        self.take_in(&spec.id, &parts, child.pid)?;
         timings.namespaces_us = micros(cloning);
         let mounting = now();
         let user = sys::open(&format!("/proc/{}/ns/user", child.pid), OFlags::RDONLY);
@@ -136,25 +136,43 @@ impl Helper {
             targets.push(BindTarget { target: one.target.clone(), directory: true });
         }
         let made = if spec.leaves_no_stubs { stubs::of(spec, layers) } else { Vec::new() };
-        self.note(&spec.id, |container| container.stubs = made);
         let links = spec.volumes.iter().map(|volume| volume.target.clone()).collect();
-        self.note(&spec.id, |container| container.links = links);
+        self.note(&spec.id, |container| (container.stubs, container.links) = (made, links));
         for volume in &spec.volumes {
             mounts.push(self.volume_mount(parts.folder.as_fd(), parts.range, user.as_fd(), volume)?);
         }
+        let doors = if parts.around.is_some() { self.cgroups.doors(&spec.id)? } else { Vec::new() };
+        let groups = doors.len();
+        mounts.extend(doors);
         timings.root_us = micros(mounting);
         let cgroup2 = parts.cgroup.is_some();
-        let orders = Orders { binds: targets, links: devices.links, address, cgroup2 };
+        let orders = Orders { binds: targets, links: devices.links, address, cgroup2, groups };
         send_orders(spec, orders, served[1].as_fd(), &mounts)?;
         timings.helper_us = micros(began);
         Ok((Reply::Started { timings, env: devices.env, root: base, address }, served))
     }
 
+    /// Writes the maps of a new init's user namespace, if that was not done from inside, and leads it into its groups.
+    fn take_in(&self, id: &str, parts: &Parts, pid: i32) -> Result<(), RuntimeError> {
+        if parts.around.is_some() {
+            return self.cgroups.move_in(id, pid);
+        }
+        let map = match self.containers.get(id).and_then(|container| container.room.as_ref()) {
+            Some(room) => ids::map_around(parts.range, &room.ranges),
+            None => format!("0 {} {IDS_PER_CONTAINER}", parts.range.base()),
+        };
+        ids::write_maps(pid, &map, &map).step("writing the id maps")?;
+        self.cgroups.join(id, pid)
+    }
+
     /// Leases and makes what the container needs, noting each at once so that it is given back.
     fn prepare(&mut self, spec: &ContainerSpec) -> Result<Parts, RuntimeError> {
-        let range = self.ids.lease()?;
+        let (range, around) = self.lease_range(spec)?;
         self.note(&spec.id, |container| container.range = Some(range));
-        let slot = self.networks.take(spec.network)?;
+        let slot = match &spec.nest {
+            Nest::Inside(around) => self.take_network_inside(around, spec.network)?,
+            Nest::Machine | Nest::Around => self.networks.take(spec.network)?,
+        };
         let number = slot.address.map(|(number, _)| number);
         self.note(&spec.id, |container| container.address = number);
         let containers = self.folders.containers.as_fd();
@@ -165,12 +183,12 @@ impl Helper {
         let project = disk::bound(folder.as_fd(), spec.limits.disk_max)?;
         self.note(&spec.id, |container| container.project = project);
         let cgroup = self.cgroups.create(&spec.id, &spec.limits)?;
-        let parts = Parts { range, slot, folder, cgroup };
+        let parts = Parts { range, slot, folder, cgroup, around };
         self.record(&spec.id, &parts, None)?;
         Ok(parts)
     }
 
-    fn note(&mut self, id: &str, change: impl FnOnce(&mut Container)) {
+    pub(super) fn note(&mut self, id: &str, change: impl FnOnce(&mut Container)) {
         if let Some(container) = self.containers.get_mut(id) {
             change(container);
         }
@@ -190,6 +208,15 @@ impl Helper {
     /// Starts the guest, in the container's network and new namespaces of every other kind.
     fn clone_guest(&self, parts: &Parts, control: BorrowedFd<'_>) -> Result<sys::Child, RuntimeError> {
         let (program, null) = (self.guest.as_fd(), self.null.as_fd());
+        if let Some((around, index)) = &parts.around {
+            let map = ids::map_inside(*index);
+            let cloned = self.networks.inside(&parts.slot, || {
+                // Into its control groups it is moved afterwards.
+                let execute = || sys::execute_guest(program, control, null);
+                sys::fork_inside(around.as_fd(), NAMESPACES, &map, execute)
+            })?;
+            return cloned.step("making the container's namespaces inside of a template's");
+        }
         let cgroup = parts.cgroup.as_ref().map(AsFd::as_fd);
         let cloned = self.networks.inside(&parts.slot, || {
             sys::fork_with(NAMESPACES, cgroup, || sys::execute_guest(program, control, null))
@@ -266,6 +293,8 @@ struct Orders {
     links: Vec<(String, String)>,
     address: Option<std::net::Ipv4Addr>,
     cgroup2: bool,
+    /// Files of control groups that come last among the descriptors.
+    groups: usize,
 }
 
 fn send_orders(
@@ -274,12 +303,14 @@ fn send_orders(
     control: BorrowedFd<'_>,
     mounts: &[OwnedFd],
 ) -> Result<(), RuntimeError> {
-    let Orders { binds, links, address, cgroup2 } = orders;
+    let Orders { binds, links, address, cgroup2, groups } = orders;
     let setup = Setup {
         hostname: spec.hostname.clone(),
         sysfs: true,
         cgroup2,
         binds,
+        groups,
+        nests: spec.nest == Nest::Around,
         links,
         volumes: spec
             .volumes

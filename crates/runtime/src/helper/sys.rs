@@ -79,6 +79,180 @@ pub(super) fn fork_with(
     }
 }
 
+/// In a child: enters the user namespace of a process, and with `pids` has its own children born in the process's pid
+/// namespace; becomes root there.
+fn enter_namespaces(process: BorrowedFd<'_>, pids: bool) -> io::Result<()> {
+    let kinds = libc::CLONE_NEWUSER | if pids { libc::CLONE_NEWPID } else { 0 };
+    // SAFETY: this child has one thread, and nothing of it depends on who it is.
+    if unsafe { libc::setns(process.as_raw_fd(), kinds) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    use rustix::thread::{Gid, Uid};
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    // Changing the user cleared it, and what this process makes could not be described by it.
+    // SAFETY: changes one attribute of this process.
+    if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Forks a sibling of this process with `flags` of clone3, whose parent takes it for its own child, and runs `child` in
+/// it. Its number as this process sees it, and its descriptor.
+fn fork_sibling(flags: u64, child: impl FnOnce() -> i32) -> io::Result<Child> {
+    const CLONE_PIDFD: u64 = 0x1000;
+    let mut pidfd: i32 = -1;
+    // Its parent gets the signal that this process's end would give it.
+    let mut args = CloneArgs {
+        flags: flags | libc::CLONE_PARENT as u64 | CLONE_PIDFD,
+        pidfd: (&raw mut pidfd) as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: a fork of a process with one thread, as in `fork_with`.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: ends the child without running the parent's exit handlers.
+        0 => unsafe { libc::_exit(child()) },
+        // SAFETY: the kernel has stored a fresh descriptor, close-on-exec, that nobody else owns.
+        pid => Ok(Child { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// The number of a process as whoever mounted `/proc` counts.
+fn number_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.filter(|number| *number > 0).ok_or_else(|| io::Error::other("a process without a number"))
+}
+
+/// As [`fork_with`], in the user and pid namespaces of the process `around`: the new user namespace's parent is that
+/// one's, and maps by `map`. The new process is a child of this one's all the same.
+///
+/// Two processes lead there, since only one that was born in a pid namespace may make others below it: the first enters
+/// and forks, the second makes the namespaces and writes the maps. The new process waits for them: once it is another
+/// program, nobody of their kind may describe it. Both tell by a pipe what they made, or which error they met.
+pub(super) fn fork_inside(
+    around: BorrowedFd<'_>,
+    flags: u64,
+    map: &str,
+    child: impl FnOnce() -> i32,
+) -> io::Result<Child> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (waits, lets_go) = evoke_guest::packet::pair()?;
+    let first = fork_with(0, None, || {
+        die_with_parent();
+        let second = enter_namespaces(around, true).and_then(|()| {
+            fork_sibling(0, || {
+                let made = fork_sibling(flags, || {
+                    // Of the waiting end there is a copy wherever the other one is: nobody's end is seen here.
+                    let told = evoke_guest::packet::recv(waits.as_fd(), false);
+                    if told.is_ok_and(|told| told.is_some()) { child() } else { 1 }
+                });
+                let mut code = 0;
+                let mapped = made.and_then(|made| {
+                    let number = number_of(made.pidfd.as_fd()).inspect_err(|_| kill(made.pidfd.as_fd()))?;
+                    code = tell(&writer, SECOND, Ok(number));
+                    let mapped = super::ids::write_maps(number, map, map);
+                    let let_go =
+                        mapped.and_then(|()| evoke_guest::packet::send(lets_go.as_fd(), b"", &[], true));
+                    let_go.map(|()| number).inspect_err(|_| kill(made.pidfd.as_fd()))
+                });
+                code | tell(&writer, MAPPED, mapped)
+            })
+        });
+        tell(&writer, FIRST, second.map(|second| second.pid))
+    })?;
+    drop((writer, waits, lets_go));
+    let told = hear(std::fs::File::from(reader));
+    wait(first.pid);
+    arrived(told)
+}
+
+/// What is told on the way into namespaces, by who tells it: the last word is the second process's.
+fn hear(mut reader: std::fs::File) -> [Option<io::Result<i32>>; 3] {
+    use io::Read;
+    let mut told = [None, None, None];
+    while !matches!(told, [Some(Err(_)), ..] | [Some(_), _, Some(_)]) {
+        let mut word = [0u8; 8];
+        if reader.read_exact(&mut word).is_err() {
+            break;
+        }
+        let [who, what] =
+            [0, 4].map(|at| i32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]]));
+        let what = if what > 0 { Ok(what) } else { Err(io::Error::from_raw_os_error(-what)) };
+        if let Some(place) = usize::try_from(who).ok().and_then(|who| told.get_mut(who)) {
+            *place = Some(what);
+        }
+    }
+    told
+}
+
+/// The process that was made, or why there is none; waits for what led there.
+fn arrived([second, made, mapped]: [Option<io::Result<i32>>; 3]) -> io::Result<Child> {
+    let silent = || io::Error::other("a process on the way ended without a word");
+    wait(second.ok_or_else(silent)??);
+    let mapped = mapped.ok_or_else(silent).and_then(|mapped| mapped);
+    match (made.transpose()?, mapped) {
+        (Some(pid), Ok(_)) => {
+            let number = rustix::process::Pid::from_raw(pid).ok_or_else(silent)?;
+            // It is a child that was not waited for, so that the number is its own.
+            let pidfd = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())?;
+            Ok(Child { pid, pidfd })
+        }
+        (made, mapped) => {
+            // Killed by whoever failed; a namespace does not end before the last of its processes is waited for.
+            if let Some(pid) = made {
+                // SAFETY: a plain system call; the number is a child's that was not waited for.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+                wait(pid);
+            }
+            Err(mapped.err().unwrap_or_else(silent))
+        }
+    }
+}
+
+/// Who tells, of the two on the way into namespaces.
+const FIRST: i32 = 0;
+const SECOND: i32 = 1;
+const MAPPED: i32 = 2;
+
+/// Tells the helper what was made; the exit code.
+fn tell(to: &OwnedFd, who: i32, made: io::Result<i32>) -> i32 {
+    let what = made.unwrap_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO));
+    let word = [who.to_ne_bytes(), what.to_ne_bytes()].concat();
+    // So short a message is written as a whole.
+    i32::from(rustix::io::write(to, &word).is_err())
+}
+
+/// A new network namespace that belongs to the user namespace of a process.
+pub(super) fn network_of(process: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    use io::{Read, Write};
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let child = fork_with(0, None, || {
+        die_with_parent();
+        let made = enter_namespaces(process, false).and_then(|()| unshare_network());
+        let told = made.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+        if std::fs::File::from(writer).write_all(&told.to_ne_bytes()).is_err() {
+            return 1;
+        }
+        loop {
+            // SAFETY: waits for the signal that ends this child.
+            unsafe { libc::pause() };
+        }
+    })?;
+    let mut told = [0u8; 4];
+    let made =
+        std::fs::File::from(reader).read_exact(&mut told).and_then(|()| match i32::from_ne_bytes(told) {
+            0 => open(&format!("/proc/{}/ns/net", child.pid), OFlags::RDONLY),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        });
+    kill(child.pidfd.as_fd());
+    wait(child.pid);
+    made
+}
+
 /// In a child: puts `control` at the guest's number, `/dev/null` at the standard ones, closes everything else
 /// and executes `program`. Returns the exit code if that fails.
 pub(super) fn execute_guest(program: BorrowedFd<'_>, control: BorrowedFd<'_>, null: BorrowedFd<'_>) -> i32 {

@@ -2,8 +2,8 @@
 
 use super::folders::is_plain_name;
 use crate::{
-    BINDS_MAX, ContainerSpec, GPUS_MAX, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, MEMORY_FOLDERS_MAX, Owner,
-    RuntimeError, SERVED_MAX, SUPPLIED_BYTES_MAX, VOLUMES_MAX, Volume,
+    BINDS_MAX, ContainerSpec, GPUS_MAX, LAYERS_MAX, LISTENERS_MAX, ListenerSpec, MEMORY_FOLDERS_MAX, Nest,
+    Network, Owner, RuntimeError, SERVED_MAX, SUPPLIED_BYTES_MAX, VOLUMES_MAX, Volume,
 };
 
 /// Memory a container may be limited to at least, in bytes; with less its init cannot start.
@@ -86,6 +86,7 @@ pub(super) fn spec(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         }
     }
     limits(spec)?;
+    nest(spec)?;
     require(spec.grace_ms <= GRACE_MAX_MS, || "a grace of more than an hour".to_owned())?;
     require(spec.hosts.len() <= HOSTS_MAX, || format!("more than {HOSTS_MAX} host names"))?;
     for (address, name) in &spec.hosts {
@@ -145,6 +146,23 @@ fn in_memory(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     Ok(())
 }
 
+fn nest(spec: &ContainerSpec) -> Result<(), RuntimeError> {
+    match &spec.nest {
+        Nest::Machine => Ok(()),
+        Nest::Inside(around) => {
+            id(around)?;
+            require(*around != spec.id, || "a container inside of itself".to_owned())
+        }
+        Nest::Around => {
+            // What runs there may enter others: it has nothing but its root.
+            let has_more = !spec.volumes.is_empty() || !spec.served.is_empty() || !spec.gpus.is_empty();
+            require(!has_more && spec.network == Network::Loopback, || {
+                "a container that others are made in has its root and nothing else".to_owned()
+            })
+        }
+    }
+}
+
 fn limits(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     let limits = &spec.limits;
     let memory = limits.memory_max;
@@ -177,6 +195,19 @@ mod tests {
 
     fn valid() -> ContainerSpec {
         ContainerSpec::new("ta-1", vec![Layer { path: "/d/layers/x".into(), owner: Owner::Canonical }])
+    }
+
+    #[test]
+    fn what_others_are_made_in_has_nothing_but_its_root() {
+        let around = ContainerSpec { nest: Nest::Around, network: Network::Loopback, ..valid() };
+        let bare = ContainerSpec { volumes: Vec::new(), served: Vec::new(), gpus: Vec::new(), ..around };
+        assert!(spec(&bare).is_ok());
+        assert!(spec(&ContainerSpec { network: Network::Bridged, ..bare.clone() }).is_err());
+        assert!(spec(&ContainerSpec { gpus: vec!["0".into()], ..bare.clone() }).is_err());
+        let inside = |id: &str| spec(&ContainerSpec { nest: Nest::Inside(id.to_owned()), ..valid() });
+        assert!(inside("template-1").is_ok());
+        assert!(inside("../x").is_err());
+        assert!(inside(&valid().id).is_err());
     }
 
     #[test]

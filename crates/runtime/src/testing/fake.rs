@@ -5,7 +5,7 @@ use crate::fds::{self, AsyncSocket};
 use crate::{ContainerSpec, Ended, Finding, Layer, LayerStats, Network, Runtime, RuntimeError, StartError};
 use crate::{FindingState, ListenerSpec, StartTimings, Started, Usage};
 use async_trait::async_trait;
-use evoke_guest::wire::{Event, Exit, FromGuest, ProcId, ProcStatus, Reply, Request, Spawn, ToGuest};
+use evoke_guest::wire::{Event, Exit, FromGuest, ProcId, ProcStatus, Reply, Request, Spawn, ToGuest, Way};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -307,9 +307,13 @@ impl FakeGuest {
     fn spawn(
         &mut self,
         spawn: Spawn,
-        fds: Vec<OwnedFd>,
+        mut fds: Vec<OwnedFd>,
         running: &mut tokio::task::JoinSet<Exit>,
     ) -> Result<Reply, String> {
+        let not_forked = (spawn.way == Way::Fork).then(|| {
+            fds.truncate(3);
+            "nothing forks here".to_owned()
+        });
         let [stdin, stdout, stderr] =
             <[OwnedFd; 3]>::try_from(fds).map_err(|_| "three descriptors".to_owned())?;
         let proc = self.processes.len() as ProcId + 1;
@@ -325,7 +329,7 @@ impl FakeGuest {
             ports: self.ports.clone(),
         }));
         self.processes.push(Process { status, signals, program });
-        Ok(Reply::Spawned { proc, pid: proc as i32 + 1 })
+        Ok(Reply::Spawned { proc, pid: proc as i32 + 1, not_forked })
     }
 }
 

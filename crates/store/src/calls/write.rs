@@ -71,6 +71,13 @@ pub enum CallWrite {
         /// Which way it was started.
         path: StartPath,
     },
+    /// Which way a container was started turned out to be another one.
+    TaskPath {
+        /// The container.
+        task: TaskId,
+        /// Which way it was started.
+        path: StartPath,
+    },
     /// A container is on its way out.
     TaskStop {
         /// The container.
@@ -133,6 +140,10 @@ impl CallWrite {
             CallWrite::TaskWith { task, with, path } => db
                 .prepare_cached("UPDATE tasks SET runs_with = ?2, start_path = ?3 WHERE id = ?1")?
                 .execute(params![task.to_string(), with.as_ref(), start_path_number(*path)])
+                .map(drop),
+            CallWrite::TaskPath { task, path } => db
+                .prepare_cached("UPDATE tasks SET start_path = ?2 WHERE id = ?1")?
+                .execute(params![task.to_string(), start_path_number(*path)])
                 .map(drop),
             CallWrite::TaskStop { task, stop } => db
                 .prepare_cached("UPDATE tasks SET stop = ?2 WHERE id = ?1")?
@@ -318,9 +329,14 @@ pub(super) fn phase_from_number(number: i64) -> Option<Phase> {
 fn start_path_number(path: StartPath) -> i64 {
     match path {
         StartPath::Plain => 0,
+        StartPath::Fork => 1,
     }
 }
 
 pub(super) fn start_path_from_number(number: i64) -> Option<StartPath> {
-    (number == 0).then_some(StartPath::Plain)
+    match number {
+        0 => Some(StartPath::Plain),
+        1 => Some(StartPath::Fork),
+        _ => None,
+    }
 }
