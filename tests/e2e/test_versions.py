@@ -1,12 +1,15 @@
 """Versions of an app as things to work with: what two of them differ in."""
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.client import Client
+from support.client import Client, Run
 from support.server import Server, on_this_machine
 
 
@@ -82,3 +85,76 @@ def test_what_versions_differ_in_is_told_in_their_authors_words(own: Server, dev
         refused = own.evoke("diff", *words, check=False)
         assert refused.returncode != 0 and wanted in refused.stderr, refused.stderr
     dev.modal("app", "stop", "differs", "--yes").ok()
+
+
+BROKEN = """
+app = modal.App("broken")
+
+@app.function(min_containers={ready})
+def double(x):
+    return 2 * x if {version} < 3 else 2 * x + 1
+
+@app.function()
+def through(x):
+    # Finds the version that it belongs to, as its caller does.
+    return modal.Function.from_name("broken", "double").remote(x)
+
+@app.function()
+@modal.web_server(8000)
+def served():
+    import subprocess
+    os.makedirs("/tmp/served", exist_ok=True)
+    open("/tmp/served/version", "w").write("{version}")
+    subprocess.Popen(["python", "-m", "http.server", "8000", "-d", "/tmp/served"])
+"""
+
+# An ordinary program; it knows nothing of versions.
+CHECK = """
+import sys
+import modal
+print("checking", flush=True)
+name = sys.argv[1]
+sys.exit(0 if modal.Function.from_name("broken", name).remote(21) == 42 else 1)
+"""
+
+
+def test_the_version_that_broke_an_app_is_found_beside_its_traffic(own: Server, dev: Client) -> None:
+    for version in range(1, 6):
+        text = BROKEN.format(version=version, ready=int(version == 5))
+        dev.modal("deploy", str(dev.write("broken.py", text))).ok()
+    check = str(dev.write("check.py", CHECK, prelude=False))
+
+    def bisect(*words: str, good: str = "v1", bad: str = "v5") -> Run:
+        command = [str(own.binary), "bisect", "broken", "--good", good, "--bad", bad, *words]
+        return dev.start(*command, env={"EVOKE_DATA": str(own.data)}).end()
+
+    found = bisect("--json", "--", sys.executable, check, "through").ok()
+    answer = json.loads(found.stdout)
+    assert [version["version"] for version in answer["first_bad"]] == [3] and answer["certain"]
+    assert (answer["last_good"]["version"], answer["flaky"]) == (2, False)
+    # Both ends, two in between, and the two that count once more.
+    assert found.stderr.count("checking") == len(answer["probes"]) <= 6, found.output
+    curl = 'test "$(curl -sf $EVOKE_URL_SERVED/version)" = $EVOKE_VERSION && test $EVOKE_VERSION -lt 4'
+    found = bisect("--", "sh", "-c", curl).ok()
+    assert "v4 is the first bad version of broken" in found.stdout and "evoke diff broken v3 v4" in found.stdout
+    # The live one was not touched by any of this.
+    live = 'report("x", modal.Function.from_name("broken", "double").remote(21))'
+    assert dev.script(live).ok()["x"] == 43
+
+    skips = bisect("--", "sh", "-c", "case $EVOKE_VERSION in 1) exit 0;; 5) exit 1;; *) exit 125;; esac").failed()
+    assert "one of v2, v3, v4, v5" in skips.stdout
+    once = "if test -e gone-$EVOKE_VERSION; then exit 1; fi; touch gone-$EVOKE_VERSION; test $EVOKE_VERSION -lt 3"
+    assert "flaky" in bisect("--", "sh", "-c", once).failed().stderr
+    assert "should be good" in bisect("--", "false").failed().stderr
+    assert "should be bad" in bisect("--", "true").failed().stderr
+    assert "must be older" in bisect("--", "true", good="v5", bad="v1").failed().stderr
+    assert "no version v70" in bisect("--", "true", bad="v70").failed().stderr
+    left = dev.start(
+        *[str(own.binary), "bisect", "broken", "--good", "v1", "--bad", "v5", "--"],
+        *["sh", "-c", "echo waiting; sleep 60"],
+        env={"EVOKE_DATA": str(own.data)},
+    )
+    left.wait_for_text("waiting")
+    os.killpg(left.pid, signal.SIGINT)
+    assert "nothing is known yet" in left.end().failed().stderr
+    dev.modal("app", "stop", "broken", "--yes").ok()

@@ -48,7 +48,7 @@ struct Anybody;
 
 impl Authenticator for Anybody {
     fn authenticate(&self, token_id: &str, _token_secret: &str) -> Option<Principal> {
-        Some(Principal::Client { token_id: token_id.to_owned() })
+        Some(Principal::Client { token_id: token_id.to_owned(), view: None })
     }
 }
 

@@ -22,6 +22,8 @@ const EXAMPLES: &str = "\
   evoke doctor                       what this machine lacks, and the mend for each
   evoke explain fc-…                 where a call's time went, and why
   evoke image show im-…              what each layer of an image brought
+  evoke bisect APP --good v3 --bad v9 -- COMMAND
+                                     which version broke an app
   evoke diff APP v3 v5               what two versions of an app differ in
 
 Every other verb (run, deploy, serve, shell, app, container, image, secret, volume, …) is the
@@ -77,6 +79,8 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Find the version of a deployed app that broke it, by a command that tells good from bad
+    Bisect(BisectOptions),
     /// Show what two versions of a deployed app differ in: code, functions, settings, images, packages
     Diff(DiffOptions),
     /// Show the help of a verb
@@ -116,6 +120,46 @@ pub(crate) struct UpOptions {
     /// Take a free port where the default one is in use (for servers started in the background).
     #[arg(long, hide = true)]
     pub any_port: bool,
+}
+
+/// Options of `evoke bisect`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+COMMAND runs once for each version that is tried, about as often as the number of versions has bits.
+It ends with 0 where the version is good, with 125 where that cannot be told, else it is bad; from 128
+on the search ends. Lookups of APP find the version that is tried, in an unmodified program too; whoever
+else calls APP goes on with the live one. Volumes, Dicts, Queues and secrets are those of the live app.
+
+COMMAND finds in its environment:
+  MODAL_SERVER_URL, MODAL_TOKEN_ID, MODAL_TOKEN_SECRET   for any official client
+  EVOKE_VERSION        the number of the version
+  EVOKE_URL_NAME       where its web function NAME is (letters and digits as capitals, else _)
+
+Examples:
+  evoke bisect APP --good v3 --bad v9 -- python check.py
+  evoke bisect APP --good v3 --bad v9 -- sh -c 'curl -sf $EVOKE_URL_HEALTH'
+  evoke bisect APP --good v3 --bad v9 --runs 5 -- pytest test_app.py   a failure that comes and goes")]
+pub(crate) struct BisectOptions {
+    /// Name or id of the app
+    pub app: String,
+    /// A version that is good
+    #[arg(long, value_name = "VERSION", value_parser = crate::diff::version)]
+    pub good: u32,
+    /// A later version that is bad
+    #[arg(long, value_name = "VERSION", value_parser = crate::diff::version)]
+    pub bad: u32,
+    /// Run the command so often for each version, which is bad where one of them fails
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// The environment of the app
+    #[arg(short, long, default_value = "")]
+    pub env: String,
+    /// Print JSON; what the command prints goes to stderr
+    #[arg(long)]
+    pub json: bool,
+    /// The command that tells good from bad
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// Options of `evoke diff`.

@@ -163,7 +163,7 @@ fn set_environment(
 ) -> Result<()> {
     if let Some(access) = access {
         command.env(names::MODAL_SERVER_URL, &access.address);
-        command.env(names::MODAL_TOKEN_ID, &access.token.token_id);
+        command.env(names::MODAL_TOKEN_ID, access.token_id());
         command.env(names::MODAL_TOKEN_SECRET, &access.token.token_secret);
         command.env(names::MODAL_DISABLE_API_PROXY, "1");
         for name in names::MODAL_OAUTH {

@@ -12,8 +12,8 @@ use std::process::ExitCode;
 pub(crate) fn run(data: Option<&Path>) -> Result<ExitCode> {
     let access = access(&DataFolder::locate(data)?)?;
     let mut lines = vec![
-        (names::MODAL_SERVER_URL, access.address),
-        (names::MODAL_TOKEN_ID, access.token.token_id),
+        (names::MODAL_SERVER_URL, access.address.clone()),
+        (names::MODAL_TOKEN_ID, access.token_id()),
         (names::MODAL_TOKEN_SECRET, access.token.token_secret),
     ];
     if names::PROXIES.iter().any(|name| names::read(name).is_some()) {

@@ -69,7 +69,7 @@ impl HandOut {
                 Err(error) => refused(error),
             },
             Request::App { environment, app, question } => {
-                match self.insight.app(&environment, &app, question).await {
+                match self.insight.app(&environment, &app, &self.launch.address, question).await {
                     Ok(answer) => Reply::Explanation(answer),
                     Err(error) => refused(error),
                 }

@@ -5,6 +5,7 @@
 //! request then waits instead of failing; the bound on that wait is [`REPLY_WAIT_MAX`].
 
 use crate::data_folder::DataFolder;
+use crate::names;
 use crate::token::Token;
 use anyhow::{Context, Result};
 use evoke_core::{Error, ErrorCode};
@@ -120,6 +121,13 @@ pub(crate) enum AppQuestion {
         /// The later one; the live one if none.
         to: Option<u32>,
     },
+    /// A list of the versions.
+    Versions,
+    /// A version made callable beside the live one.
+    Show {
+        /// Which.
+        version: u32,
+    },
 }
 
 /// What is wanted of tokens.
@@ -182,6 +190,21 @@ pub(crate) struct Access {
     pub address: String,
     /// The token to show.
     pub token: Token,
+}
+
+impl Access {
+    /// The token's public part, with the view that this process was given.
+    pub(crate) fn token_id(&self) -> String {
+        match names::read(names::EVOKE_VIEW) {
+            Some(view) => self.token_id_with(&view),
+            None => self.token.token_id.clone(),
+        }
+    }
+
+    /// The token's public part for who is to see a version of an app, which `view` names.
+    pub(crate) fn token_id_with(&self, view: &str) -> String {
+        format!("{}+{view}", self.token.token_id)
+    }
 }
 
 /// What `evoke status` prints.

@@ -7,6 +7,7 @@
 
 mod args;
 mod background;
+mod bisect;
 mod client_bundle;
 mod config;
 mod data_folder;
@@ -71,6 +72,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Env => env::run(data),
         Verb::Doctor { json } => doctor::run(data, json),
         Verb::Explain { id, json } => explain::run(data, &id, json),
+        Verb::Bisect(options) => bisect::run(data, options),
         Verb::Diff(options) => diff::run(data, options),
         Verb::Help { verb } => delegate::help(data, &verb),
         Verb::Server => server::run(),

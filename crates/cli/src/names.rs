@@ -4,6 +4,12 @@
 pub(crate) const EVOKE_DATA: &str = "EVOKE_DATA";
 /// What to log and how much of it, as `tracing` filters are written: `info`, `evoke_worker=debug`.
 pub(crate) const EVOKE_LOG: &str = "EVOKE_LOG";
+/// The version of an app that is seen instead of the live one, as `ap-…@3`; set for the commands of `evoke bisect`.
+pub(crate) const EVOKE_VIEW: &str = "EVOKE_VIEW";
+/// The number of that version, likewise.
+pub(crate) const EVOKE_VERSION: &str = "EVOKE_VERSION";
+/// What the names begin with of variables that hold the addresses of that version's web functions.
+pub(crate) const EVOKE_URL_PREFIX: &str = "EVOKE_URL_";
 /// How the holder tells a server what to run with (JSON); not for people.
 pub(crate) const EVOKE_LAUNCH: &str = "EVOKE__LAUNCH";
 /// How the holder tells the privileged helper what it may touch (JSON); not for people.

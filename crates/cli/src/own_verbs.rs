@@ -22,6 +22,14 @@ pub(crate) fn parsed<W: Parser>(words: Vec<OsString>) -> W {
     W::try_parse_from(words).unwrap_or_else(|error| error.exit())
 }
 
+/// What the server of a data folder answers.
+pub(crate) fn asked(data: &DataFolder, request: &Request) -> Result<Value> {
+    match ask(data, request)? {
+        Reply::Explanation(mut reply) => Ok(reply["answer"].take()),
+        other => anyhow::bail!("unexpected reply from the server: {other:?}"),
+    }
+}
+
 /// Asks the server of a data folder and writes its answer: as JSON, or as `shown` puts it for people.
 pub(crate) fn answered(
     data: Option<&Path>,
@@ -29,10 +37,7 @@ pub(crate) fn answered(
     json: bool,
     shown: impl FnOnce(&Value) -> String,
 ) -> Result<ExitCode> {
-    let answer = match ask(&DataFolder::locate(data)?, request)? {
-        Reply::Explanation(mut reply) => reply["answer"].take(),
-        other => anyhow::bail!("unexpected reply from the server: {other:?}"),
-    };
+    let answer = asked(&DataFolder::locate(data)?, request)?;
     match json {
         true => stdout::write(&format!("{answer:#}\n"))?,
         false => stdout::write(&shown(&answer))?,

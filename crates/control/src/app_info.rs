@@ -3,7 +3,7 @@
 
 use crate::registry::{App, PinnedVersion, read_layout};
 use crate::{Control, WORKSPACE, parse_id, stored};
-use evoke_core::{AppId, ClassId, FunctionId, UnixMs};
+use evoke_core::{AppId, ClassId, FunctionId, Principal, UnixMs};
 use evoke_proto::{CallContext, Status, api};
 use evoke_store::{AppRow, AppWrite, DeploymentRow, Grade};
 use std::collections::BTreeMap;
@@ -131,9 +131,10 @@ impl Control {
         }
     }
 
-    /// The deployed app of this name, and the version that is asked for, if one is.
+    /// The deployed app of this name, and the version that is asked for, or that the asker sees, if one is.
     pub(crate) async fn lookup(
         &self,
+        context: &CallContext,
         environment: &str,
         name: &str,
         version: i32,
@@ -147,10 +148,30 @@ impl Control {
             ))
         })?;
         let pinned = match version {
-            0 => None,
-            version => Some(Arc::new(self.pinned_version(&app, version).await?)),
+            0 => self.seen_version(context, app.row.id),
+            version => Some(version),
+        };
+        let pinned = match pinned {
+            None => None,
+            Some(version) => Some(Arc::new(self.pinned_version(&app, version).await?)),
         };
         Ok((app, pinned))
+    }
+
+    /// The version of an app that somebody sees who names none: a client with a [`evoke_core::View`], or a container
+    /// that runs a version of the app itself. None for the live one.
+    fn seen_version(&self, context: &CallContext, app: AppId) -> Option<i32> {
+        let version = match &context.principal {
+            Principal::Client { view, .. } => view.filter(|view| view.app == app)?.version,
+            Principal::Container(task) => {
+                let function = self.calls.look(|engine| engine.task_info(*task))?.function_id;
+                let function = self.registry.function(function).filter(|function| function.app_id == app)?;
+                function.pinned.as_ref()?.version
+            }
+            Principal::Anonymous => return None,
+        };
+        // Numbers beyond what the protocol has are no versions either.
+        Some(i32::try_from(version).unwrap_or(i32::MAX))
     }
 
     pub(crate) async fn app_get_or_create(

@@ -21,7 +21,7 @@ impl Control {
         _request: api::AuthTokenGetRequest,
     ) -> Result<api::AuthTokenGetResponse, Status> {
         let whose = match &context.principal {
-            Principal::Client { token_id } => token_id.clone(),
+            Principal::Client { token_id, .. } => token_id.clone(),
             Principal::Container(task) => task.to_string(),
             Principal::Anonymous => String::new(),
         };

@@ -38,11 +38,11 @@ impl Control {
 
     pub(crate) async fn class_get(
         self: Arc<Self>,
-        _context: CallContext,
+        context: CallContext,
         request: api::ClassGetRequest,
     ) -> Result<api::ClassGetResponse, Status> {
         let (app, pinned) =
-            self.lookup(&request.environment_name, &request.app_name, request.app_version).await?;
+            self.lookup(&context, &request.environment_name, &request.app_name, request.app_version).await?;
         let classes = pinned.as_ref().map_or(&app.classes, |version| &version.classes);
         let id = classes.get(&request.object_tag).ok_or_else(|| {
             Status::not_found(format!("App '{}' has no class '{}'", request.app_name, request.object_tag))

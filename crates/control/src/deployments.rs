@@ -150,7 +150,7 @@ impl Control {
     }
 
     /// Refuses a version that could not start any more, before anything is changed.
-    async fn still_runs(&self, release: &Release, target: &DeploymentRow) -> Result<(), Status> {
+    pub(crate) async fn still_runs(&self, release: &Release, target: &DeploymentRow) -> Result<(), Status> {
         for (tag, id) in &release.functions {
             let definition = match release.definition(*id) {
                 Some(definition) => self.kept_definition(tag, *id, definition).await?,
@@ -222,6 +222,7 @@ impl Control {
         let function = Arc::new(function);
         self.registry.lock().functions.insert(id, function.clone());
         self.make_live(id).await?;
+        self.sync_web().await;
         Ok(function)
     }
 

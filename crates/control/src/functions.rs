@@ -160,7 +160,7 @@ impl Control {
     ) -> Result<api::FunctionGetResponse, Status> {
         let tag = request.object_tag.as_str();
         let (app, pinned) =
-            self.lookup(&request.environment_name, &request.app_name, request.app_version).await?;
+            self.lookup(&context, &request.environment_name, &request.app_name, request.app_version).await?;
         let (functions, classes) = match &pinned {
             Some(version) => (&version.functions, &version.classes),
             None => (&app.functions, &app.classes),

@@ -61,6 +61,7 @@ mod times;
 mod tunnels;
 mod variants;
 mod version_diff;
+mod version_views;
 mod volumes;
 mod wakers;
 mod web;
@@ -77,6 +78,7 @@ pub use overview::{AppOverview, CallOverview, FunctionOverview, TaskOverview};
 pub use version_diff::{
     FileChange, FunctionChange, ImageChange, PackageChange, SettingChange, VersionDiff, VersionFacts,
 };
+pub use version_views::{ShownVersion, VersionOverview};
 pub use volumes::{VolumeChangeOverview, VolumeVersionOverview};
 
 use evoke_core::{Clock, Entropy, Error, FunctionId, SystemEntropy, UnixMs};

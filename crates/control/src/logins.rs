@@ -239,7 +239,7 @@ impl Control {
         _request: api::TokenInfoGetRequest,
     ) -> Result<api::TokenInfoGetResponse, Status> {
         let token_id = match context.principal {
-            Principal::Client { token_id } => token_id,
+            Principal::Client { token_id, .. } => token_id,
             _ => String::new(),
         };
         let row = self.logins.tokens().get(&token_id).cloned();

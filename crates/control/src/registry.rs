@@ -93,9 +93,12 @@ impl Function {
         override_autoscaler(&mut conf.autoscaler, &self.scaling.override_settings.unwrap_or_default());
         conf.unsatisfiable.clone_from(&self.fit.refusal);
         conf.gpus.clone_from(&self.fit.gpus);
-        if self.removed {
+        if self.removed || self.pinned.is_some() {
+            // Nothing stands ready for what is looked up now and then.
             conf.autoscaler.min = 0;
             conf.autoscaler.buffer = 0;
+        }
+        if self.removed {
             conf.autoscaler.scaledown_window_ms = REMOVED_WINDOW_MS;
         }
         conf
@@ -148,6 +151,13 @@ impl App {
     /// Whether a function is, or once was, part of what was published of this app.
     pub fn has_published(&self, function: &Function) -> bool {
         function.removed || self.functions.values().any(|id| *id == function.id)
+    }
+    /// The functions that clients reach by the app: those that are live, and those that were looked up at a version.
+    pub fn reachable<'a>(&'a self, live: &'a Live) -> impl Iterator<Item = &'a Arc<Function>> {
+        let published = self.functions.values().filter_map(|id| live.functions.get(id));
+        let pinned = live.functions.values();
+        let pinned = pinned.filter(|f| f.app_id == self.row.id && f.options.pinned_app_version.is_some());
+        published.chain(pinned)
     }
     /// Whether a client holds it, so that its silence means something.
     pub fn has_client(&self) -> bool {

@@ -20,5 +20,5 @@ pub use id::{
     MountId, QueueId, SecretId, SharedVolumeId, TaskId, VolumeId,
 };
 pub use phase::{Phase, StartPath};
-pub use principal::Principal;
+pub use principal::{Principal, View};
 pub use resources::{GPU_KINDS_MAX, GpuKind, Gpus, Resources};

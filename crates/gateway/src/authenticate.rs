@@ -1,11 +1,14 @@
 //! Who asks, on the public listener.
 
-use evoke_core::Principal;
+use evoke_core::{Principal, View};
 use http::{HeaderMap, HeaderName};
 use subtle::ConstantTimeEq;
 
 const TOKEN_ID: HeaderName = HeaderName::from_static("x-modal-token-id");
 const TOKEN_SECRET: HeaderName = HeaderName::from_static("x-modal-token-secret");
+
+/// Stands between a token's public part and the [`View`] of who shows it.
+const VIEW_SIGN: char = '+';
 
 /// Knows the tokens that clients may show.
 pub trait Authenticator: Send + Sync {
@@ -32,7 +35,7 @@ impl Authenticator for WorkspaceToken {
         let same_id = self.token_id.as_bytes().ct_eq(token_id.as_bytes());
         let same_secret = self.token_secret.as_bytes().ct_eq(token_secret.as_bytes());
         let valid: bool = (same_id & same_secret).into();
-        valid.then(|| Principal::Client { token_id: self.token_id.clone() })
+        valid.then(|| Principal::Client { token_id: self.token_id.clone(), view: None })
     }
 }
 
@@ -42,14 +45,39 @@ pub(crate) fn principal(authenticator: &dyn Authenticator, headers: &mut HeaderM
     let secret = headers.remove(TOKEN_SECRET);
     let text = |value: Option<&http::HeaderValue>| value.and_then(|v| v.to_str().ok()).map(str::to_owned);
     match (text(headers.get(TOKEN_ID)), text(secret.as_ref())) {
-        (Some(id), Some(secret)) => authenticator.authenticate(&id, &secret).unwrap_or(Principal::Anonymous),
+        (Some(id), Some(secret)) => viewer(authenticator, &id, &secret).unwrap_or(Principal::Anonymous),
         _ => Principal::Anonymous,
+    }
+}
+
+/// The client that a token belongs to, whose public part may name a view.
+fn viewer(authenticator: &dyn Authenticator, token_id: &str, token_secret: &str) -> Option<Principal> {
+    let Some((token_id, view)) = token_id.split_once(VIEW_SIGN) else {
+        return authenticator.authenticate(token_id, token_secret);
+    };
+    let seen = view.parse::<View>().ok()?;
+    match authenticator.authenticate(token_id, token_secret)? {
+        Principal::Client { token_id, .. } => Some(Principal::Client { token_id, view: Some(seen) }),
+        other => Some(other),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_view_changes_what_is_seen_and_not_who_sees_it() {
+        let token = WorkspaceToken::new("ak-1", "as-1");
+        let view = View { app: evoke_core::AppId::from_bits(1), version: 3 };
+        let found = viewer(&token, &format!("ak-1+{view}"), "as-1");
+        assert_eq!(found, Some(Principal::Client { token_id: "ak-1".into(), view: Some(view) }));
+        for (id, secret) in
+            [(format!("ak-1+{view}"), "as-2"), ("ak-1+x".into(), "as-1"), (format!("ak-2+{view}"), "as-1")]
+        {
+            assert_eq!(viewer(&token, &id, secret), None, "{id}");
+        }
+    }
 
     #[test]
     fn only_the_whole_token_is_a_client() {
@@ -72,7 +100,7 @@ mod tests {
                 headers.insert(TOKEN_SECRET, secret.parse().unwrap());
             }
             let found = principal(&token, &mut headers);
-            assert_eq!(found == Principal::Client { token_id: "ak-1".into() }, valid);
+            assert_eq!(found == Principal::Client { token_id: "ak-1".into(), view: None }, valid);
             assert_eq!(found == Principal::Anonymous, !valid);
             assert!(!headers.contains_key(TOKEN_SECRET));
         }

@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn every_rpc_refuses_the_callers_that_its_class_excludes() {
-        let client = Principal::Client { token_id: "ak-1".into() };
+        let client = Principal::Client { token_id: "ak-1".into(), view: None };
         let container = Principal::Container(TaskId::new(UnixMs(1), &mut SeededEntropy::new(1)));
         for rpc in &TABLE {
             let allowed = [&client, &container, &Principal::Anonymous].map(|p| rpc.authorize(p).is_ok());

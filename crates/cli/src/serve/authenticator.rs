@@ -22,7 +22,7 @@ impl Authenticator for Tokens {
     fn authenticate(&self, token_id: &str, token_secret: &str) -> Option<Principal> {
         self.own.authenticate(token_id, token_secret).or_else(|| {
             let known = self.control.takes_token(token_id, token_secret);
-            known.then(|| Principal::Client { token_id: token_id.to_owned() })
+            known.then(|| Principal::Client { token_id: token_id.to_owned(), view: None })
         })
     }
 }

@@ -24,11 +24,12 @@ pub(crate) trait Insight: Send + Sync {
     ) -> Result<serde_json::Value, Error>;
     /// Images and their layers.
     async fn image(&self, question: ImageQuestion) -> Result<serde_json::Value, Error>;
-    /// A deployed app and its versions.
+    /// A deployed app and its versions; `origin` is the address by which clients reach this server.
     async fn app(
         &self,
         environment: &str,
         app: &str,
+        origin: &str,
         question: AppQuestion,
     ) -> Result<serde_json::Value, Error>;
     /// Tokens of other machines.
@@ -123,6 +124,7 @@ impl Insight for OfControl {
         &self,
         environment: &str,
         app: &str,
+        origin: &str,
         question: AppQuestion,
     ) -> Result<serde_json::Value, Error> {
         use serde_json::json;
@@ -133,6 +135,20 @@ impl Insight for OfControl {
                 answer["from"] = version_line(&from);
                 answer["to"] = version_line(&to);
                 answer
+            }
+            AppQuestion::Versions => {
+                let versions = self.0.versions(environment, app).await?;
+                let line = |version: &evoke_control::VersionOverview| {
+                    let mut line = version_line(&version.facts);
+                    line["staged"] = json!(version.staged);
+                    line["content"] = json!(version.content);
+                    line
+                };
+                versions.iter().map(line).collect()
+            }
+            AppQuestion::Show { version } => {
+                let shown = self.0.show_version(environment, app, version, origin).await?;
+                json!({ "view": shown.view.to_string(), "urls": shown.urls })
             }
         };
         Ok(json!({ "answer": answer }))

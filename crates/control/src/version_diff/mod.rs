@@ -226,7 +226,7 @@ fn packages_of(layers: &[crate::ports::LayerOverview]) -> Packages {
     packages
 }
 
-fn facts(version: &DeploymentRow) -> VersionFacts {
+pub(crate) fn facts(version: &DeploymentRow) -> VersionFacts {
     let request = published(version);
     let commit = request.commit_info.unwrap_or_default();
     VersionFacts {

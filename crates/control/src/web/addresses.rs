@@ -3,7 +3,7 @@
 //! their label is live.
 
 use super::labels::{Label, Standing, Wanted, label};
-use crate::registry::{App, Function, Live};
+use crate::registry::{App, Function, Live, PinnedVersion};
 use crate::{Control, WORKSPACE, stored};
 use evoke_core::ports::WEB as PORTS;
 use evoke_core::{Error, ErrorCode, FunctionId};
@@ -117,9 +117,8 @@ impl Control {
         apps.sort_by_key(|app| app.row.id);
         let mut endpoints = HashMap::new();
         for app in apps {
-            let functions = app.functions.values().filter_map(|id| live.functions.get(id));
-            for function in functions {
-                for named in named(&live, app, &function.definition.function) {
+            for function in app.reachable(&live) {
+                for named in named(&live, app, &function.definition.function, function.pinned.as_deref()) {
                     let endpoint = WebEndpoint {
                         function: function.id,
                         method: named.method.to_owned(),
@@ -181,7 +180,7 @@ impl Control {
     ) -> Result<(), Status> {
         let found: Vec<(String, Label, bool)> = {
             let live = self.registry.lock();
-            let named = named(&live, app, function).into_iter();
+            let named = named(&live, app, function, None).into_iter();
             named.map(|named| (named.method.to_owned(), named.label, named.is_server)).collect()
         };
         for (method, label, is_server) in found {
@@ -235,7 +234,8 @@ impl Control {
     fn urls_of(&self, live: &Live, origin: &str, function: &Function) -> Vec<(String, bool, String)> {
         let Some(app) = live.apps.get(&function.app_id) else { return Vec::new() };
         let known = self.web.addresses.known();
-        let named = named(live, app, &function.definition.function).into_iter();
+        let pinned = function.pinned.as_deref();
+        let named = named(live, app, &function.definition.function, pinned).into_iter();
         let urls = named.filter_map(|named| {
             let port = known.ports.get(&named.label.text)?;
             let url = self.urls.web(origin, &named.label.text, *port);
@@ -256,7 +256,12 @@ fn show(metadata: &mut api::FunctionHandleMetadata, method: &str, is_server: boo
 }
 
 /// The web functions of a definition: itself, or methods of its class.
-fn named<'a>(live: &Live, app: &App, function: &'a api::Function) -> Vec<Named<'a>> {
+fn named<'a>(
+    live: &Live,
+    app: &App,
+    function: &'a api::Function,
+    pinned: Option<&PinnedVersion>,
+) -> Vec<Named<'a>> {
     let environment = live.environments.values().find(|environment| environment.id == app.row.environment_id);
     let name = match &app.row.name {
         Some(name) => name,
@@ -270,6 +275,7 @@ fn named<'a>(live: &Live, app: &App, function: &'a api::Function) -> Vec<Named<'
             app.state(),
             api::AppState::Ephemeral | api::AppState::Detached | api::AppState::DetachedDisconnected
         ),
+        version: pinned.map(|pinned| pinned.version),
     };
     let one = |method: &'a str, name: &str, config: &'a Option<api::WebhookConfig>| {
         let config = config.as_ref()?;

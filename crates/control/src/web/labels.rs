@@ -25,6 +25,8 @@ pub(crate) struct Standing<'a> {
     pub app: &'a str,
     /// Whether the app ends with its client.
     pub ephemeral: bool,
+    /// The version of the app, where it is not the live one that is meant.
+    pub version: Option<u32>,
 }
 
 /// A name.
@@ -38,19 +40,20 @@ pub(crate) struct Label {
 
 /// The name of `function` (for a method, `Class.method`).
 pub(crate) fn label(standing: Standing<'_>, function: &str, config: &Wanted<'_>) -> Label {
-    let Standing { workspace, environment, app, ephemeral } = standing;
+    let Standing { workspace, environment, app, ephemeral, version } = standing;
     let dash = if environment.is_empty() { "" } else { "-" };
     let own = match config.label {
         "" => format!("{app}-{function}"),
         wanted => wanted.to_owned(),
     };
+    let version = version.map(|number| format!("-v{number}")).unwrap_or_default();
     let dev = match (ephemeral, config.ephemeral_suffix) {
         (false, _) => String::new(),
         (true, "") => format!("-{EPHEMERAL}"),
         (true, suffix) => format!("-{suffix}"),
     };
     let source = format!("{}{dash}{}--", plain(workspace), plain(environment));
-    let (own, dev) = (plain(&own), plain(&dev));
+    let (own, dev) = (plain(&own), plain(&dev) + &version);
     let whole = format!("{source}{own}{dev}");
     if whole.len() <= LABEL_LEN_MAX {
         return Label { text: whole, truncated: false };
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     const HERE: Standing<'_> =
-        Standing { workspace: "main", environment: "", app: "My_App", ephemeral: false };
+        Standing { workspace: "main", environment: "", app: "My_App", ephemeral: false, version: None };
 
     #[test]
     fn names_follow_the_documented_form() {
@@ -107,6 +110,7 @@ mod tests {
             (HERE, "hello", chosen, "main--mine"),
             (dev, "hello", none, "main-test--my-app-hello-dev"),
             (dev, "hello", chosen, "main-test--mine-bob"),
+            (Standing { version: Some(3), ..HERE }, "hello", chosen, "main--mine-v3"),
         ];
         for (standing, function, wanted, expected) in cases {
             let found = label(standing, function, &wanted);

@@ -26,7 +26,7 @@ fn request<B>(path: &str, body: B) -> Request<B> {
 }
 
 fn client() -> Caller {
-    caller(Principal::Client { token_id: "ak-1".into() })
+    caller(Principal::Client { token_id: "ak-1".into(), view: None })
 }
 
 fn caller(principal: Principal) -> Caller {
