@@ -1,4 +1,5 @@
-//! Removes layers that nothing needs, with what is remembered of them, and downloads that nobody went on with.
+//! Removes layers that nothing needs, with what is remembered of them, downloads that nobody went on with, and caches
+//! and Pythons that no build used for long.
 //!
 //! What is remembered goes before the folder: a SIGKILL in between leaves a folder that no record names, which
 //! the next round finds, and never a record of a folder that is gone.
@@ -7,6 +8,7 @@ use crate::base::blocking;
 use crate::build::ImageBuilder;
 use crate::error::{ImageError, Result};
 use crate::index::LayerRecord;
+use crate::kept;
 use crate::survey::facts_key;
 use crate::uses::{LayerUse, LayerUses, Round};
 use evoke_core::UnixMs;
@@ -42,7 +44,7 @@ pub struct CollectedLayers {
     pub layers: u64,
     /// Bytes of their files, as far as they are remembered.
     pub layer_bytes: u64,
-    /// Downloads that nobody went on with.
+    /// Downloads that nobody went on with, and folders that builds keep for later ones.
     pub downloads: u64,
     /// Their bytes.
     pub download_bytes: u64,
@@ -138,7 +140,7 @@ impl ImageBuilder {
         Ok(())
     }
 
-    /// A build may go on with a download of an earlier one, so none is removed while something builds.
+    /// A build may go on with a download of an earlier one, or use a cache, so none is removed while something builds.
     async fn collect_downloads(&self, round: &Round, keep: &Keep, done: &mut CollectedLayers) -> Result<()> {
         let base = &self.inner.tools.base;
         let (downloads, uses) = (base.downloads.clone(), base.uses.clone());
@@ -146,6 +148,13 @@ impl ImageBuilder {
         let removed =
             blocking("list downloads", move || remove_downloads(&downloads, before, dry_run, &uses)).await?;
         (done.downloads, done.download_bytes) = removed;
+        for home in [&self.inner.tools.caches, &self.inner.tools.pythons] {
+            let (home, uses) = (home.clone(), base.uses.clone());
+            let work = move || kept::remove_unused(&home, before, dry_run, &uses);
+            let (count, bytes) = blocking("list what builds keep", work).await?;
+            done.downloads += count;
+            done.download_bytes += bytes;
+        }
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ fn world() -> World {
         context: Arc::new(NoContext),
         staging: folder.path().join("staging"),
         caches: folder.path().join("caches"),
+        pythons: folder.path().join("pythons"),
         steps_at_once: 1,
     };
     World { builder: ImageBuilder::new(BaseConfig::default(), tools).unwrap(), folder }
@@ -186,4 +187,36 @@ async fn downloads_that_nobody_went_on_with_go() {
     let done = world.collect(world.keep(&[])).await;
     assert_eq!((done.downloads, done.download_bytes), (1, 5));
     assert!(!folder.join("old.part").exists() && folder.join("new.part").exists());
+}
+
+#[tokio::test]
+async fn caches_and_pythons_that_no_build_uses_go() {
+    let world = world();
+    for home in ["caches", "pythons"] {
+        let home = world.folder.path().join(home);
+        for name in ["old", "new", ".begun", ".gone-left"] {
+            std::fs::create_dir_all(home.join(name).join("sub")).unwrap();
+            std::fs::write(home.join(name).join("sub/file"), "12345").unwrap();
+        }
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o555);
+        std::fs::set_permissions(home.join("old/sub"), closed).unwrap();
+        for name in ["old", ".begun"] {
+            age(&home.join(name));
+        }
+    }
+    let using = world.builder.begin_use();
+    assert_eq!(world.collect(world.keep(&[])).await.downloads, 0, "a build may use them");
+    drop(using);
+    let dry = Keep { dry_run: true, ..world.keep(&[]) };
+    assert_eq!(world.collect(dry).await.downloads, 4);
+    let done = world.collect(world.keep(&[])).await;
+    assert_eq!((done.downloads, done.download_bytes), (4, 20));
+    for home in ["caches", "pythons"] {
+        let mut left: Vec<_> = std::fs::read_dir(world.folder.path().join(home))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, [".begun", "new"]);
+    }
 }

@@ -19,6 +19,7 @@ pub mod dockerfile;
 mod error;
 mod glob;
 mod index;
+mod kept;
 mod log;
 mod network;
 pub mod plan;

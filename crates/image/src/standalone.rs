@@ -126,6 +126,7 @@ impl StandalonePythons {
             if !home.is_dir() {
                 this.bring(&wanted, &home, &*log).map_err(|error| this.explained(&wanted, &error))?;
             }
+            crate::kept::touch(&home)?;
             let list = home.join("files.json");
             let text = std::fs::read(&list).map_err(|e| ImageError::io("read", &list, &e))?;
             let files = serde_json::from_slice(&text)

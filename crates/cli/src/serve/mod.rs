@@ -236,8 +236,8 @@ async fn rooms(
     bases.host.never.push(data.path().to_path_buf());
     let surveys = Surveys::new(base.index.clone(), steps.clone());
     let contexts = Arc::new(images::Contexts::default());
-    let tools =
-        BuildTools { base, context: contexts.clone(), staging, caches: inside("caches"), steps_at_once };
+    let (context, caches, pythons) = (contexts.clone(), inside("caches"), inside("pythons"));
+    let tools = BuildTools { base, context, staging, caches, pythons, steps_at_once };
     let index = PackageIndex::new(fetcher.clone(), IndexConfig::of_host(&launch.host_env));
     let of_client = evoke_files::bundles::Bundles::open(&inside("bundles"), &launch.host_env, index)?;
     let bytecode = bytecode::Bytecode::new(steps, layers.clone(), of_client.clone(), uid, gid);

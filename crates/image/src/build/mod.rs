@@ -42,6 +42,8 @@ pub struct BuildTools {
     pub staging: PathBuf,
     /// Folders of `RUN --mount=type=cache`, which are kept.
     pub caches: PathBuf,
+    /// Where standalone Pythons are kept.
+    pub pythons: PathBuf,
     /// Steps of all builds that run at the same time, at most.
     pub steps_at_once: usize,
 }

@@ -176,6 +176,7 @@ impl Inner {
         let path = self.tools.caches.join(name);
         std::fs::create_dir_all(&path).map_err(|e| ImageError::io("make", &path, &e))?;
         set_mode(&path, mode)?;
+        crate::kept::touch(&path)?;
         Ok(path)
     }
 

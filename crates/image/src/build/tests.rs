@@ -35,6 +35,7 @@ fn world(fake: FakeBuilder) -> World {
         context: Arc::new(Tree(tree)),
         staging: folder.path().join("staging"),
         caches: folder.path().join("caches"),
+        pythons: folder.path().join("pythons"),
         steps_at_once: 4,
     };
     let builder = ImageBuilder::new(BaseConfig::default(), tools).unwrap();
@@ -297,6 +298,7 @@ async fn an_unknown_base_says_what_was_tried() {
         context: Arc::new(crate::NoContext),
         staging: world.folder.path().join("staging"),
         caches: world.folder.path().join("caches"),
+        pythons: world.folder.path().join("pythons"),
         steps_at_once: 4,
     };
     let builder = ImageBuilder::new(config, tools).unwrap();

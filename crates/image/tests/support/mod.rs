@@ -162,6 +162,7 @@ pub fn image_builder_with(
         context,
         staging: folder.join("staging"),
         caches: folder.join("caches"),
+        pythons: folder.join("pythons"),
         steps_at_once: 4,
     };
     ImageBuilder::new(bases, tools).unwrap()
