@@ -104,7 +104,7 @@ def raw():
 
 
 @app.function()
-@modal.wsgi_app()
+@modal.wsgi_app(custom_domains=["shop.example.com"])
 def wsgi():
     def application(environ, start_response):
         body = environ["wsgi.input"].read()
@@ -208,6 +208,9 @@ def test_every_kind_answers(urls: dict[str, str], client: Client) -> None:
     assert _get(urls["wsgi"] + "/a/b?c=d", b"body") == (200, "POST /a/b c=d 4")
     status, listing = _get(urls["files"])
     assert status == 200 and "Directory listing" in listing, listing
+    # By the domain of its author's own, at any port of the server.
+    for at in ("greet", "files"):
+        assert _get(urls[at] + "/x", headers={"Host": "Shop.example.com"}) == (200, "GET /x  0")
     assert [_get(urls["Counter.count"])[1] for _ in range(3)] == ["1", "2", "3"], "one container serves them all"
     run = client.program(
         f"""

@@ -28,6 +28,8 @@ pub(crate) struct Addresses {
 #[derive(Debug, Default)]
 struct Known {
     endpoints: HashMap<String, WebEndpoint>,
+    /// The same by the domains of their authors' own, in lower case.
+    domains: HashMap<String, WebEndpoint>,
     ports: HashMap<String, u16>,
     labels: HashMap<u16, String>,
     open: BTreeSet<u16>,
@@ -43,7 +45,10 @@ impl Addresses {
         let known = self.known();
         let label = match address {
             WebAddress::Port(port) => known.labels.get(port)?.as_str(),
-            WebAddress::Host(host) => host.split_once('.').map_or(host.as_str(), |(first, _)| first),
+            WebAddress::Host(host) => match known.domains.get(host) {
+                Some(endpoint) => return Some(endpoint.clone()),
+                None => host.split_once('.').map_or(host.as_str(), |(first, _)| first),
+            },
         };
         known.endpoints.get(label).cloned()
     }
@@ -64,6 +69,7 @@ struct Named<'a> {
     method: &'a str,
     label: Label,
     requires_proxy_auth: bool,
+    domains: &'a [api::CustomDomainConfig],
     /// Whether it is a server of the user's, which clients are told of in another place.
     is_server: bool,
 }
@@ -87,9 +93,12 @@ impl Control {
     /// logged: an app lives on without its address.
     pub(crate) async fn sync_web(&self) {
         let _turn = self.web.addresses.turn.lock().await;
-        let endpoints = self.endpoints();
+        let (endpoints, domains) = self.endpoints();
         let wanted: Vec<String> = endpoints.keys().cloned().collect();
-        self.web.addresses.known().endpoints = endpoints;
+        {
+            let mut known = self.web.addresses.known();
+            (known.endpoints, known.domains) = (endpoints, domains);
+        }
         let mut open = BTreeSet::new();
         for label in wanted {
             match self.open_port(&label).await {
@@ -110,12 +119,12 @@ impl Control {
         }
     }
 
-    /// Every live web function by its label. Of two with one label the app that was made last has it.
-    fn endpoints(&self) -> HashMap<String, WebEndpoint> {
+    /// Every live web function by its label, and by its own domains. Of two with one label the app that was made last has it.
+    fn endpoints(&self) -> (HashMap<String, WebEndpoint>, HashMap<String, WebEndpoint>) {
         let live = self.registry.lock();
         let mut apps: Vec<&App> = live.apps.values().filter(|app| !app.stopping).collect();
         apps.sort_by_key(|app| app.row.id);
-        let mut endpoints = HashMap::new();
+        let (mut endpoints, mut domains) = (HashMap::new(), HashMap::new());
         for app in apps {
             for function in app.reachable(&live) {
                 for named in named(&live, app, &function.definition.function, function.pinned.as_deref()) {
@@ -125,11 +134,15 @@ impl Control {
                         label: named.label.text.clone(),
                         requires_proxy_auth: named.requires_proxy_auth,
                     };
+                    for domain in named.domains {
+                        let name = domain.name.trim_end_matches('.').to_ascii_lowercase();
+                        domains.insert(name, endpoint.clone());
+                    }
                     endpoints.insert(named.label.text, endpoint);
                 }
             }
         }
-        endpoints
+        (endpoints, domains)
     }
 
     /// The port of a label, open. Its own if that is free, else another from now on.
@@ -280,7 +293,8 @@ fn named<'a>(
     let one = |method: &'a str, name: &str, config: &'a Option<api::WebhookConfig>| {
         let config = config.as_ref()?;
         let label = label(standing, name, &Wanted::from(config));
-        Some(Named { method, label, requires_proxy_auth: config.requires_proxy_auth, is_server: false })
+        let requires_proxy_auth = config.requires_proxy_auth;
+        Some(Named { method, label, requires_proxy_auth, domains: &config.custom_domains, is_server: false })
     };
     if let Some(http) = function.http_config.as_ref().filter(|_| function.is_server) {
         let label = label(standing, &function.function_name, &Wanted::default());
@@ -288,6 +302,7 @@ fn named<'a>(
             method: "",
             label,
             requires_proxy_auth: !http.unauthenticated,
+            domains: &[],
             is_server: true,
         }];
     }
