@@ -43,7 +43,7 @@ const NEED_SERVER: [&str; 20] = [
 /// Verbs of the official CLI that work without one.
 const NEED_NONE: [&str; 6] = ["profile", "config", "token", "skills", "setup", "changelog"];
 /// Our verbs that a person may mean.
-const OURS: [&str; 6] = ["up", "down", "status", "env", "doctor", "explain"];
+const OURS: [&str; 8] = ["up", "down", "status", "env", "doctor", "explain", "diff", "bisect"];
 
 /// Runs the official CLI as `python -m modal` does, but under our name, so that its usage lines are right.
 const ENTRY: &str = "from modal.__main__ import main; main()";

@@ -495,6 +495,10 @@ pub(super) fn open(path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// Times that sealing is tried again. The kernel refuses it (EBUSY) after having waited some 150 ms for a page that
+/// its own memory management holds at that moment (`memfd_wait_for_pins`).
+const SEAL_TRIES: usize = 20;
+
 /// Copies a program into memory that can no longer be changed.
 pub(super) fn sealed_program(bytes: &[u8]) -> io::Result<OwnedFd> {
     /// Since 6.3; older kernels refuse it and need it not.
@@ -511,8 +515,13 @@ pub(super) fn sealed_program(bytes: &[u8]) -> io::Result<OwnedFd> {
     }
     rustix::fs::fchmod(&file, Mode::from_raw_mode(0o555))?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
-    Ok(file)
+    let mut tries_left = SEAL_TRIES;
+    loop {
+        match rustix::fs::fcntl_add_seals(&file, seals) {
+            Err(rustix::io::Errno::BUSY) if tries_left > 0 => tries_left -= 1,
+            sealed => return Ok(sealed.map(|()| file)?),
+        }
+    }
 }
 
 /// Ignores the signals that a terminal sends to all of us: the helper ends when its holder does.
