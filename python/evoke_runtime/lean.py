@@ -1,6 +1,6 @@
 """Which lean ways are taken: those that are switched on and fit the client that is here.
 
-EVOKE_LEAN lists what is on, separated by commas: `transport`, `start`, `inputs`, or `off` for nothing. Whatever
+EVOKE_LEAN lists what is on, separated by commas: `transport`, `start`, `inputs`, `web`, or `off` for nothing. Whatever
 does not fit (another release of the client, something in it that looks different) is left as it is officially.
 """
 
@@ -59,7 +59,12 @@ def _ways() -> dict[str, Callable[[], None]]:
 
         run_beside_the_client()
 
-    return {"transport": transport, "start": start, "inputs": inputs}
+    def web() -> None:
+        from evoke_runtime.web import serve_beside_the_inputs
+
+        serve_beside_the_inputs()
+
+    return {"transport": transport, "start": start, "inputs": inputs, "web": web}
 
 
 def _wanted(switch: str) -> set[str]:

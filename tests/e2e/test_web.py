@@ -1,5 +1,6 @@
 """Web functions: every kind of them, driven by plain HTTP clients, across restarts and redeployments."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -18,7 +19,7 @@ from support.waits import wait_until
 
 KINDS = """
 image = modal.Image.debian_slim().pip_install("fastapi==0.115.12")
-app = modal.App("web-kinds")
+app = modal.App("web-kinds", secrets=[modal.Secret.from_dict({"EVOKE_LEAN": "LEAN_WAYS"})])
 
 
 @app.function(image=image)
@@ -36,6 +37,28 @@ def raw():
 
     seen = []
 
+    async def socket(scope, receive, send):
+        assert (await receive())["type"] == "websocket.connect"
+        if scope["path"] == "/refuse":
+            await send({"type": "websocket.close"})
+            return
+        chosen = "two" if "two" in scope["subprotocols"] else None
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": [(b"x-mine", b"1")]})
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                seen.append(["socket left", message["code"]])
+                return
+            text = message.get("text")
+            if text == "close":
+                await send({"type": "websocket.close", "code": 4321, "reason": "as asked"})
+            elif text == "raise":
+                raise ValueError("in a socket")
+            elif text is not None:
+                await send({"type": "websocket.send", "text": text})
+            else:
+                await send({"type": "websocket.send", "bytes": message["bytes"]})
+
     async def respond(send, body, status=200, headers=()):
         await send({"type": "http.response.start", "status": status, "headers": list(headers)})
         await send({"type": "http.response.body", "body": body})
@@ -44,13 +67,22 @@ def raw():
         if scope["type"] == "lifespan":
             while True:
                 message = await receive()
+                scope["state"]["begun"] = scope["state"].get("begun", 0) + 1
                 await send({"type": message["type"] + ".complete"})
                 if message["type"] == "lifespan.shutdown":
                     return
+        if scope["type"] == "websocket":
+            await socket(scope, receive, send)
+            return
         path = scope["path"]
         if path == "/scope":
             kept = {k: scope[k] for k in ("type", "method", "path", "http_version", "scheme")}
             kept["query"] = scope["query_string"].decode()
+            kept["state"] = scope["state"]
+            kept["raw_path"] = scope["raw_path"].decode()
+            kept["spec"], kept["trailers"] = scope["asgi"], "http.response.trailers" in scope["extensions"]
+            kept["client"] = scope["client"][0]
+            kept["ids"] = [modal.current_input_id(), modal.current_function_call_id()]
             kept["headers"] = [[k.decode(), v.decode()] for k, v in scope["headers"]]
             await respond(send, json.dumps(kept).encode(), 201, [(b"x-one", b"1"), (b"x-one", b"2")])
         elif path == "/length":
@@ -92,6 +124,32 @@ def raw():
             await respond(send, json.dumps(seen).encode())
         elif path == "/raise":
             raise ValueError("on purpose")
+        elif path == "/raise-late":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            raise ValueError("too late for a status")
+        elif path == "/split":
+            await respond(send, b"", 200, [(b"x-one", b"1\\r\\nx-two: 2")])
+        elif path == "/hang":
+            seen.append(modal.current_function_call_id())
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+        elif path == "/knock":
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", 64088)
+            except OSError:
+                await respond(send, b"nobody")
+                return
+            writer.write(b"GET /sleep?0 HTTP/1.1\\r\\nevoke-request: wrong - in-1 fc-1 1.1 - 0\\r\\n\\r\\n")
+            try:
+                said = await reader.read()
+            except ConnectionError:
+                said = b""
+            writer.close()
+            await respond(send, said or b"cut off")
         elif path == "/die":
             os._exit(3)
         elif path == "/sleep":
@@ -160,6 +218,64 @@ class Bound:
         return f"{self.name} {self.count}"
 
 
+@app.cls(image=image, max_containers=1)
+class Pages:
+    @modal.enter()
+    def begin(self):
+        self.count = 0
+
+    @modal.wsgi_app(label="pages-one")
+    def one(self):
+        def application(environ, start_response):
+            self.count += 1
+            start_response("200 OK", [])
+            return [f"one {self.count} {modal.current_input_id()[:3]}".encode()]
+
+        return application
+
+    @modal.fastapi_endpoint(label="pages-two")
+    def two(self):
+        self.count += 1
+        return f"two {self.count}"
+
+
+@app.function(timeout=3)
+@modal.asgi_app()
+def bounded():
+    import asyncio
+
+    async def application(scope, receive, send):
+        if scope["type"] == "lifespan":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(float(scope["query_string"]))
+        await send({"type": "http.response.body", "body": b"in time"})
+
+    return application
+
+
+@app.function()
+@modal.asgi_app()
+def alone():
+    import asyncio
+
+    running = 0
+
+    async def application(scope, receive, send):
+        nonlocal running
+        if scope["type"] == "lifespan":
+            return
+        running += 1
+        most = running
+        await asyncio.sleep(0.3)
+        most = max(most, running)
+        running -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(most).encode()})
+
+    return application
+
+
 @app.function()
 @modal.wsgi_app(requires_proxy_auth=True)
 def guarded():
@@ -194,11 +310,24 @@ def _get(url: str, data: bytes | None = None, headers: dict[str, str] | None = N
         return error.code, error.read().decode()
 
 
+# The ways that a request takes to an application, and what switches them on.
+WAYS = {"messages": "transport,start,inputs", "native": "transport,start,inputs,web"}
+
+
+@pytest.fixture(scope="module", params=list(WAYS))
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def urls(module_client: Client) -> Iterator[dict[str, str]]:
-    path = module_client.write("kinds.py", "import json\n" + KINDS)
+def urls(module_client: Client, way: str) -> Iterator[dict[str, str]]:
+    program = "import json\nimport modal\n" + KINDS.replace("LEAN_WAYS", WAYS[way])
+    path = module_client.write("kinds.py", program)
     printed = module_client.modal("deploy", str(path), timeout_s=300).ok().stdout
-    yield _urls(printed)
+    urls = _urls(printed)
+    # The first request to a container says which way it takes.
+    assert _get(urls["raw"] + "/sleep?0") == (200, "slept")
+    yield urls
     module_client.modal("app", "stop", "web-kinds", "--yes").ok()
 
 
@@ -250,7 +379,7 @@ def test_classes_take_their_parameters_from_the_query(urls: dict[str, str], clie
     assert run["same"] == "a b 10"
 
 
-def test_requests_and_responses_pass_unchanged(urls: dict[str, str]) -> None:
+def test_requests_and_responses_pass_unchanged(urls: dict[str, str], way: str) -> None:
     raw = urlsplit(urls["raw"])
     connection = http.client.HTTPConnection(raw.hostname or "", raw.port, timeout=60)
     connection.request("PATCH", "/scope?a=1&b=%20", b"", {"X-Mine": "yes", "X-Forwarded-For": "6.6.6.6"})
@@ -258,7 +387,14 @@ def test_requests_and_responses_pass_unchanged(urls: dict[str, str]) -> None:
     scope = json.loads(response.read())
     assert response.status == 201 and response.headers.get_all("x-one") == ["1", "2"]
     headers = [tuple(pair) for pair in scope.pop("headers")]
+    input_id, call_id = scope.pop("ids")
+    assert input_id.startswith("in-") and call_id.startswith("fc-")
+    assert scope.pop("trailers") == (way == "messages"), "the way that was asked for was taken"
     assert scope == {
+        "state": {"begun": 1},
+        "raw_path": "/scope",
+        "spec": {"version": "3.0", "spec_version": "2.3"},
+        "client": "127.0.0.1",
         "type": "http",
         "method": "PATCH",
         "path": "/scope",
@@ -267,6 +403,8 @@ def test_requests_and_responses_pass_unchanged(urls: dict[str, str]) -> None:
         "query": "a=1&b=%20",
     }
     assert ("x-mine", "yes") in headers and ("host", raw.netloc) in headers
+    ours = [name for name, _ in headers if name.startswith("evoke") or name in ("transfer-encoding", "connection")]
+    assert not ours, "what the gateway and the container say to each other stays theirs"
     # The connection is kept, and a body of many pieces arrives whole.
     pieces = [b"x" * 700_000] * 40
     connection.request("POST", "/length", iter(pieces), {"Transfer-Encoding": "chunked"}, encode_chunked=True)
@@ -296,8 +434,90 @@ def test_a_client_that_leaves_is_noticed(urls: dict[str, str]) -> None:
         wait_until(lambda seen=seen, said=said: said in _get(seen)[1], f"the application learns of it: {path}", 20)
 
 
-def test_failures_are_answers(urls: dict[str, str], server: Server) -> None:
+def test_websockets_pass_both_ways(urls: dict[str, str]) -> None:
+    import aiohttp
+
+    async def talk() -> None:
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(urls["raw"] + "/socket", protocols=["one", "two"]) as ws:
+                assert ws.protocol == "two"
+                await ws.send_str("grüße")
+                assert await ws.receive_str() == "grüße"
+                large = bytes(range(256)) * 7_000
+                await ws.send_bytes(large)
+                assert await ws.receive_bytes() == large
+                await ws.ping()
+                await ws.send_str("close")
+                closed = await ws.receive()
+                assert (closed.type, closed.data, closed.extra) == (aiohttp.WSMsgType.CLOSE, 4321, "as asked")
+            async with session.ws_connect(urls["raw"] + "/socket") as ws:
+                await ws.send_str("x")
+                assert await ws.receive_str() == "x"
+                await ws.close(code=4000)
+            async with session.ws_connect(urls["raw"] + "/socket") as ws:
+                await ws.send_bytes(b"x" * (3 << 20))
+                assert (await ws.receive()).data == 1009, "a message may have 2 MiB"
+            async with session.ws_connect(urls["raw"] + "/socket") as ws:
+                await ws.send_str("raise")
+                assert (await ws.receive()).data == 1011, "a failure closes it"
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect(urls["raw"] + "/refuse")
+            assert refused.value.status == 403
+
+    asyncio.run(talk())
+    seen = urls["raw"] + "/seen"
+    wait_until(lambda: '["socket left", 4000]' in _get(seen)[1], "the code of a client reaches the application", 20)
+
+
+def test_applications_of_a_class_share_its_container(urls: dict[str, str]) -> None:
+    assert _get(urls["Pages.one"]) == (200, "one 1 in-")
+    assert _get(urls["Pages.two"]) == (200, '"two 2"')
+    assert _get(urls["Pages.one"]) == (200, "one 3 in-")
+
+
+def test_only_the_gateway_is_served(urls: dict[str, str], way: str) -> None:
+    assert _get(urls["raw"] + "/knock") == (200, "cut off" if way == "native" else "nobody")
+
+
+def test_code_that_takes_one_request_at_a_time_gets_no_more(urls: dict[str, str]) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(_get, [urls["alone"]] * 6)) == {(200, "1")}
+
+
+def test_a_request_can_be_cancelled(urls: dict[str, str], client: Client) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        hangs = pool.submit(_get, urls["raw"] + "/hang")
+        seen = urls["raw"] + "/seen"
+        wait_until(lambda: '"fc-' in _get(seen)[1], "the application says which call it is", 20)
+        call = re.findall(r'"(fc-\w+)"', _get(seen)[1])[-1]
+        client.program(
+            f"""
+            @modal.App("cancels").local_entrypoint()
+            def main():
+                modal.FunctionCall.from_id({call!r}).cancel()
+            """
+        ).ok()
+        status, said = hangs.result()
+    assert status == 502 and call in said, said
+    wait_until(lambda: "cancelled" in _get(seen)[1], "its code is cancelled and its container lives", 20)
+
+
+def test_a_request_ends_in_its_time(urls: dict[str, str]) -> None:
+    assert _get(urls["bounded"] + "?0.1") == (200, "in time")
+    begun = time.monotonic()
+    with pytest.raises(http.client.HTTPException):
+        _get(urls["bounded"] + "?100")
+    assert time.monotonic() - begun < 20
+    assert _get(urls["bounded"] + "?0.1") == (200, "in time"), "another container takes over"
+
+
+def test_failures_are_answers(urls: dict[str, str], server: Server, client: Client) -> None:
     assert _get(urls["raw"] + "/raise")[0] == 500
+    assert _get(urls["raw"] + "/split")[0] == 500, "a header is one header"
+    with pytest.raises(http.client.HTTPException):
+        _get(urls["raw"] + "/raise-late")
+    logs = client.modal("app", "logs", "web-kinds").ok().stdout
+    assert "ValueError: on purpose" in logs and "ValueError: too late for a status" in logs, logs
     status, text = _get(urls["raw"] + "/die")
     assert status == 500, text
     assert _get(urls["raw"] + "/sleep?0") == (200, "slept"), "another container takes over"

@@ -99,6 +99,8 @@ pub(crate) enum Lean {
     Start,
     /// Inputs of plain functions without the way through the client's thread.
     Inputs,
+    /// Requests for applications by a server in their container.
+    Web,
 }
 
 impl Default for ContainersConfig {
@@ -124,6 +126,7 @@ impl ContainersConfig {
             Lean::Transport => "transport",
             Lean::Start => "start",
             Lean::Inputs => "inputs",
+            Lean::Web => "web",
         });
         let names: Vec<_> = names.collect();
         if names.is_empty() { "off".into() } else { names.join(",") }

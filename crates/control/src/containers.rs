@@ -36,13 +36,18 @@ impl Control {
         let task = task_of(&context)?;
         let waiter = self.calls.heartbeats.register(task);
         let woken = waiter.woken();
-        let mut cancelled = self.calls.look(|engine| engine.cancelled_inputs(task));
-        if cancelled.is_empty() && tokio::time::timeout(HEARTBEAT_HOLD, woken).await.is_ok() {
-            cancelled = self.calls.look(|engine| engine.cancelled_inputs(task));
+        let cancelled = || {
+            let mut cancelled = self.calls.look(|engine| engine.cancelled_inputs(task));
+            cancelled.extend(self.web.native.cancelled(task));
+            cancelled
+        };
+        let mut inputs = cancelled();
+        if inputs.is_empty() && tokio::time::timeout(HEARTBEAT_HOLD, woken).await.is_ok() {
+            inputs = cancelled();
         }
         self.calls.settled().await?;
-        let event = (!cancelled.is_empty()).then(|| api::CancelInputEvent {
-            input_ids: cancelled.iter().map(InputId::to_string).collect(),
+        let event = (!inputs.is_empty()).then(|| api::CancelInputEvent {
+            input_ids: inputs.iter().map(InputId::to_string).collect(),
             ..Default::default()
         });
         Ok(api::ContainerHeartbeatResponse { cancel_input_event: event })

@@ -134,6 +134,9 @@ impl Control {
     ) -> Result<(), Status> {
         let call: CallId = parse_id(&request.function_call_id)?;
         let terminate = request.terminate_containers;
+        if self.cancel_native(call, terminate) {
+            return Ok(());
+        }
         let cancelled = self.calls.apply(&self, |engine, now| engine.cancel(call, terminate, now)).await;
         self.over_is_fine(call, cancelled).await
     }

@@ -4,6 +4,7 @@
 use crate::images::read_built;
 use crate::registry::Function;
 use crate::results::stored_failure;
+use crate::web::VARIABLE;
 use crate::{Control, parse_id, wire};
 use bytes::Bytes;
 use evoke_core::{DefinitionId, FunctionId, StartPath, TaskId};
@@ -148,6 +149,8 @@ impl Control {
         env.extend(self.open_secrets(&definition.secret_ids).await?);
         let own = self.own_environment(task, definition, &environment, &env);
         env.extend(own);
+        let switch = env.get(LEAN_SWITCH).filter(|_| has_lean_runtime).map_or("off", String::as_str);
+        env.extend(self.web_variable(task, function, switch).map(|told| (VARIABLE.to_owned(), told)));
         let python = if image.python_path.is_empty() { "python" } else { &image.python_path };
         let workdir = if image.workdir.is_empty() { HOME } else { &image.workdir };
         let builder = definition.is_builder_function;

@@ -110,10 +110,12 @@ pub struct ControlConfig {
     pub machine: Machine,
     /// When what nothing needs is removed.
     pub collection: CollectionConfig,
-    /// The lean ways that containers take, as their runtime reads them: `transport,start,inputs`, or `off`.
+    /// The lean ways that containers take, as their runtime reads them: `transport,start,inputs,web`, or `off`.
     pub lean: String,
     /// Whether containers may be forked by templates.
     pub templates: bool,
+    /// What the keys are made of by which containers know the gateway.
+    pub web_key: [u8; 32],
 }
 
 /// The rooms that the control plane stands on.

@@ -72,6 +72,11 @@ impl Engine {
         inputs.filter(|input| input.cancelled.is_some()).map(|input| input.id).collect()
     }
 
+    /// How long a cancelled input may go on (milliseconds).
+    pub fn cancel_grace_ms(&self) -> u64 {
+        self.conf.cancel_grace_ms
+    }
+
     /// An app was stopped: its calls end as terminated. Containers without an input are let go, so that they
     /// end as they do when they are not needed any more; those with one are interrupted. Repeating it is
     /// harmless. [`Effect::AppIdle`] follows when the last container is gone, at once if there is none.

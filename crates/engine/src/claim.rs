@@ -93,7 +93,7 @@ impl Engine {
             // Its server works on until its requests are over, and so must the program around it.
             return if task.leases > 0 { Claim::Wait { until: None } } else { Claim::KillSwitch };
         }
-        if task.handouts.len() >= slots as usize {
+        if task.handouts.len() as u32 + task.leases >= slots {
             return self.missed_or_wait(id, now);
         }
         let idle_since = task.idle_since;

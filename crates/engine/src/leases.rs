@@ -4,8 +4,9 @@
 
 use crate::engine::{Engine, Out};
 use crate::pool::Failure;
-use crate::step::{Effect, Step};
+use crate::step::{Effect, Step, StopHow};
 use evoke_core::{Error, FunctionId, Result, TaskId, UnixMs};
+use evoke_sched::Reason;
 use evoke_store::calls::{ResultBody, StopState};
 
 /// A slot of a container, or a place in the line for one.
@@ -18,6 +19,17 @@ pub(crate) struct Lease {
     function: FunctionId,
     /// The container; none while it waits.
     task: Option<TaskId>,
+}
+
+/// Why a request's container has to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseEnd {
+    /// It took longer than its function allows.
+    TimedOut,
+    /// It was cancelled and went on all the same.
+    Cancelled,
+    /// It was cancelled together with its container.
+    Terminated,
 }
 
 impl Engine {
@@ -64,9 +76,48 @@ impl Engine {
             }
             if let Some(task) = lease.task {
                 self.free_lease(task, now, &mut out);
+                if self.pools.get(&lease.function).is_some_and(|pool| !pool.queue.is_empty()) {
+                    // It may have asked for an input while all its slots were taken.
+                    out.effect(Effect::WakeTask(task));
+                }
             }
             self.grant(lease.function, now, &mut out);
             self.dirty.insert(lease.function);
+        }
+        self.settle(now, &mut out);
+        out.step(())
+    }
+
+    /// A request has to end and does not by itself: its container is stopped as for an input, and the other
+    /// requests that it has end with it. The lease goes on until it is given back.
+    pub fn stop_leased(&mut self, id: LeaseId, end: LeaseEnd, now: UnixMs) -> Step<()> {
+        let mut out = Out::new();
+        if let Some((function, task)) = self.leases.get(&id).and_then(|l| Some((l.function, l.task?))) {
+            let timeout_ms =
+                self.pools.get(&function).and_then(|pool| pool.conf.as_ref()).map(|c| c.timeout_ms);
+            let (how, why) = match end {
+                LeaseEnd::TimedOut => (
+                    StopHow::Interrupt { grace_ms: self.conf.stop_grace_ms },
+                    Reason::InputTimeout { timeout_ms: timeout_ms.unwrap_or_default() },
+                ),
+                LeaseEnd::Cancelled => {
+                    (StopHow::Kill, Reason::CancelGrace { grace_ms: self.conf.cancel_grace_ms })
+                }
+                LeaseEnd::Terminated => (StopHow::Kill, Reason::CancelTerminates),
+            };
+            self.stop_task_now(task, how, why, now, &mut out);
+        }
+        self.settle(now, &mut out);
+        out.step(())
+    }
+
+    /// A request's container cannot be reached: no other request is given to it. It has ended, as a rule, and that is
+    /// not known yet.
+    pub fn shun_leased(&mut self, id: LeaseId, now: UnixMs) -> Step<()> {
+        let mut out = Out::new();
+        let task = self.leases.get(&id).and_then(|lease| lease.task);
+        if let Some(task) = task.and_then(|task| self.tasks.get_mut(&task)) {
+            task.shunned = true;
         }
         self.settle(now, &mut out);
         out.step(())
@@ -106,6 +157,7 @@ impl Engine {
             let free = |task: &&crate::pool::Task| {
                 task.is_serving()
                     && task.ready.is_some()
+                    && !task.shunned
                     && task.generation >= conf.generation
                     && (task.handouts.len() as u32 + task.leases) < slots
                     && max.is_none_or(|max| task.taken < max.max(1))

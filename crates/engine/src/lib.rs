@@ -51,7 +51,7 @@ pub use engine::Engine;
 pub use evoke_sched::{Limited, Limits, WorkerCapacity, WorkerId};
 pub use evoke_store::Grade;
 pub use explain::{Noted, Reason};
-pub use leases::LeaseId;
+pub use leases::{LeaseEnd, LeaseId};
 pub use request::{
     CallInfo, CallType, ChunksPoll, Claim, Claimed, ContainerEvent, ContainerExit, Direction, ExitCause,
     Invocation, Key, MapReply, MapRequest, NewInput, NewOutput, OutputFate, OutputRef, OutputsPoll,

@@ -173,6 +173,8 @@ impl Engine {
         if task.is_idle() {
             self.note_idle(id, now);
         }
+        // A request may wait for the slot.
+        self.grant(function, now, out);
         self.tag_output(id, out);
         self.dirty.insert(function);
         out.effect(Effect::PoolChanged(function));

@@ -166,6 +166,7 @@ impl Engine {
             handouts: BTreeMap::new(),
             running: BTreeSet::new(),
             leases: 0,
+            shunned: false,
             taken: 0,
             idle_since: now,
             failure: None,

@@ -175,6 +175,8 @@ pub(crate) struct Task {
     pub(crate) running: BTreeSet<Key>,
     /// Requests that its own server works on.
     pub(crate) leases: u32,
+    /// A request could not reach it: it gets no further ones.
+    pub(crate) shunned: bool,
     /// Inputs and requests handed to it so far.
     pub(crate) taken: u32,
     pub(crate) idle_since: UnixMs,

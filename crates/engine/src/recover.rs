@@ -72,6 +72,7 @@ impl Engine {
             handouts: BTreeMap::new(),
             running: BTreeSet::new(),
             leases: 0,
+            shunned: false,
             // It has been ready, so its start is not to be counted as failed.
             taken: u32::from(phase(Phase::Ready).is_some()),
             idle_since: now,

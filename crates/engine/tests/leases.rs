@@ -4,10 +4,12 @@
 
 mod support;
 
+use bytes::Bytes;
 use evoke_core::{FunctionId, Gpus, Resources, SeededEntropy, TaskId, UnixMs};
 use evoke_engine::{
-    Claim, ContainerEvent, ContainerExit, Effect, Engine, EngineConf, ExitCause, FunctionConf, LeaseId,
-    PollRequest, Step, StopHow, WorkerCapacity, WorkerId,
+    CallType, Claim, ContainerEvent, ContainerExit, Effect, Engine, EngineConf, ExitCause, FunctionConf,
+    Invocation, LeaseEnd, LeaseId, MapRequest, NewInput, PollRequest, Step, StopHow, WorkerCapacity,
+    WorkerId,
 };
 use support::function;
 
@@ -172,4 +174,69 @@ fn those_who_wait_learn_that_there_is_no_hope() {
     let step = m.engine.stop_app(evoke_core::AppId::from_bits(support::APP), m.now);
     m.take(step);
     assert!(m.leased.iter().any(|(refused, to)| *refused == lease && to.is_err()));
+}
+
+#[test]
+fn inputs_and_requests_share_the_slots_of_a_container() {
+    let mut m = Machine::new(FunctionConf {
+        is_server: false,
+        autoscaler: evoke_engine::Autoscaler { max: Some(1), ..function(1).autoscaler },
+        ..server(1)
+    });
+    let put = |m: &mut Machine| {
+        let map = MapRequest {
+            function_id: served(),
+            call_type: CallType::Web,
+            invocation: Invocation::SyncLegacy,
+            parent_input: None,
+            inputs: vec![NewInput { idx: 0, group: 0, input: Bytes::from_static(b"in") }],
+            return_exceptions: false,
+        };
+        let step = m.engine.map(map, m.now).unwrap();
+        m.take(step).call_id
+    };
+    let call = put(&mut m);
+    let task = m.started[0];
+    let Claim::Inputs(inputs) = m.poll(task) else { panic!("the input was not given out") };
+    assert_eq!(inputs.len(), 1);
+    let (lease, at_once) = m.lease();
+    assert_eq!(at_once, None, "the input has the slot");
+    let step = m.engine.cancel(call, true, m.now).unwrap();
+    m.take(step);
+    m.exit(task);
+    m.pass(10);
+    let task = *m.started.last().unwrap();
+    assert!(matches!(m.poll(task), Claim::Wait { .. }));
+    assert_eq!(m.leased.last(), Some(&(lease, Ok(task))));
+    put(&mut m);
+    assert!(matches!(m.poll(task), Claim::Wait { .. }), "the request has the slot");
+    m.woken.clear();
+    m.end(lease);
+    assert!(m.woken.contains(&task));
+    assert!(matches!(m.poll(task), Claim::Inputs(_)));
+}
+
+#[test]
+fn a_request_that_does_not_end_takes_its_container_along() {
+    let mut m = Machine::new(server(2));
+    let (lease, _) = m.lease();
+    let task = m.started[0];
+    m.ready(task);
+    let step = m.engine.stop_leased(lease, LeaseEnd::TimedOut, m.now);
+    m.take(step);
+    assert!(matches!(m.stopped[..], [(stopped, StopHow::Interrupt { .. })] if stopped == task));
+    assert_eq!(m.lease().1, None, "nothing more is given to it");
+}
+
+#[test]
+fn a_container_that_cannot_be_reached_gets_no_more_requests() {
+    let mut m = Machine::new(server(2));
+    let (lease, _) = m.lease();
+    let task = m.started[0];
+    m.ready(task);
+    let step = m.engine.shun_leased(lease, m.now);
+    m.take(step);
+    m.end(lease);
+    let (_, at_once) = m.lease();
+    assert_eq!(at_once, None);
 }

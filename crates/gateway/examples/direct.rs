@@ -55,7 +55,7 @@ impl WebApps for Apps {
     async fn begin(&self, _endpoint: &WebEndpoint, _head: WebHead) -> Result<Begun, Error> {
         let call = CallId::from_bits(self.calls.fetch_add(1, Ordering::Relaxed).into());
         let (target, slot) = (self.target.clone(), Box::new(Slot));
-        Ok(Begun::Direct(WebDirect { call: Some(call), target, headers: vec![], slot }))
+        Ok(Begun::Direct(WebDirect { call: Some(call), target, timeout: None, headers: vec![], slot }))
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use evoke_core::{CallId, Error, FunctionId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// How a request says which web function it wants.
@@ -110,6 +111,8 @@ pub enum WebEnd {
     TimedOut(String),
     /// It was cancelled.
     Cancelled,
+    /// Its container cannot be reached; nothing was sent to it.
+    Unreachable(String),
 }
 
 /// A request under way, relayed message by message. Dropping it tells the application that its client is
@@ -131,6 +134,8 @@ pub struct WebDirect {
     pub call: Option<CallId>,
     /// Where the server listens.
     pub target: DirectTarget,
+    /// How long the request may take in all; what is not over then is ended.
+    pub timeout: Option<Duration>,
     /// Headers that the server is told more by; they replace what the client sent under these names.
     pub headers: Vec<(&'static str, String)>,
     /// The slot.

@@ -107,12 +107,11 @@ impl Roles {
             collection: launch.config.collection.policy(),
             lean: launch.config.containers.lean_switch(),
             templates: launch.config.containers.templates,
+            web_key: key,
         };
         let control = Control::start(config, rooms);
-        control
-            .resume(machine.capacity, machine.gpus)
-            .await
-            .context("taking up where the last server left")?;
+        let resumed = control.resume(machine.capacity, machine.gpus).await;
+        resumed.context("taking up where the last server left")?;
 
         let web = WebIngress::new(control.web_apps());
         let ingress = Ingress {

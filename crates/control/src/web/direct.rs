@@ -43,16 +43,22 @@ impl Line {
 }
 
 /// A lease, given back when it goes out of scope.
-struct Slot {
+pub(crate) struct Lease {
     control: Weak<Control>,
-    lease: LeaseId,
+    id: LeaseId,
 }
 
-impl Drop for Slot {
+impl Lease {
+    pub(crate) fn id(&self) -> LeaseId {
+        self.id
+    }
+}
+
+impl Drop for Lease {
     fn drop(&mut self) {
         let Some(control) = self.control.upgrade() else { return };
-        control.web.line.leave(self.lease);
-        let lease = self.lease;
+        control.web.line.leave(self.id);
+        let lease = self.id;
         let end = |engine: &mut Engine, now| Ok(engine.end_lease(lease, now));
         if let Err(status) = control.calls.decide(&control, end, |()| Vec::new()) {
             tracing::error!(%status, "a container's slot could not be given back");
@@ -60,7 +66,7 @@ impl Drop for Slot {
     }
 }
 
-impl DirectSlot for Slot {
+impl DirectSlot for Lease {
     fn ended(self: Box<Self>, end: WebEnd) {
         if let WebEnd::Failed(text) = end {
             tracing::debug!(%text, "a request to a container's server failed");
@@ -86,12 +92,11 @@ impl Control {
         u16::try_from(config.web_server_port).ok().filter(|_| direct)
     }
 
-    /// Takes a slot of a container, waiting for one as long as it takes.
-    pub(crate) async fn begin_direct(
+    /// Takes a slot of a container, waiting for one as long as it takes. Where there will be none, why.
+    pub(crate) async fn take_lease(
         self: &Arc<Self>,
         function: FunctionId,
-        port: u16,
-    ) -> Result<WebDirect, Error> {
+    ) -> Result<Result<(Lease, TaskId), String>, Error> {
         let (told, granted) = oneshot::channel();
         let ((lease, at_once), _ticket) = self.calls.decide(
             self,
@@ -104,21 +109,31 @@ impl Control {
                 Vec::new()
             },
         )?;
-        let slot = Box::new(Slot { control: Arc::downgrade(self), lease });
+        let lease = Lease { control: Arc::downgrade(self), id: lease };
         let task = match at_once {
             Some(task) => task,
             None => match granted.await {
                 Ok(Ok(task)) => task,
-                Ok(Err(text)) => return Err(Error::precondition(text)),
+                Ok(Err(text)) => return Ok(Err(text)),
                 Err(_) => {
                     return Err(Error::new(ErrorCode::Unavailable, "The server starts anew; ask again"));
                 }
             },
         };
+        Ok(Ok((lease, task)))
+    }
+
+    /// Begins a request to a container's own server.
+    pub(crate) async fn begin_direct(
+        self: &Arc<Self>,
+        function: FunctionId,
+        port: u16,
+    ) -> Result<WebDirect, Error> {
+        let (lease, task) = self.take_lease(function).await?.map_err(Error::precondition)?;
         let gone = || Error::new(ErrorCode::Unavailable, format!("container {task} ended; ask again"));
         let address = self.worker().address(task).ok_or_else(gone)?;
         let target = DirectTarget::Tcp(SocketAddr::new(address, port));
-        Ok(WebDirect { call: None, target, headers: Vec::new(), slot })
+        Ok(WebDirect { call: None, target, timeout: None, headers: Vec::new(), slot: Box::new(lease) })
     }
 
     pub(crate) async fn container_server_lifecycle_ready(

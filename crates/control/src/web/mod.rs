@@ -1,5 +1,6 @@
 //! Web functions: which there are and under which names and ports ([`labels`], [`addresses`]), the requests to them
-//! (by messages: [`exchange`]; as they are: [`direct`]; for classes with [`parameters`]), and the tokens that open those which are not for everybody
+//! (by messages: [`exchange`]; as they are: to a user's server [`direct`], to an application [`native`]; for classes
+//! with [`parameters`]), and the tokens that open those which are not for everybody
 //! ([`tokens`]).
 
 mod addresses;
@@ -7,10 +8,12 @@ mod direct;
 mod exchange;
 mod labels;
 mod messages;
+mod native;
 mod parameters;
 mod scope;
 mod tokens;
 
+pub(crate) use native::VARIABLE;
 pub(crate) use tokens::random;
 
 use crate::Control;
@@ -25,6 +28,7 @@ pub(crate) struct State {
     pub(crate) addresses: addresses::Addresses,
     pub(crate) exchanges: exchange::Exchanges,
     pub(crate) line: direct::Line,
+    pub(crate) native: native::Native,
     pub(crate) tokens: tokens::Tokens,
 }
 
@@ -51,6 +55,9 @@ impl WebApps for Control {
         let endpoint = &WebEndpoint { function, ..endpoint.clone() };
         if let Some(port) = self.server_port(endpoint.function, &endpoint.method) {
             return me.begin_direct(endpoint.function, port).await.map(Begun::Direct);
+        }
+        if let Some(begun) = me.begin_native(endpoint, &head).await? {
+            return Ok(begun);
         }
         let args = scope::arguments(&head, self.is_proxied(endpoint.function, &endpoint.method));
         me.begin_web(endpoint, &head, args).map(Begun::Messages)

@@ -17,7 +17,7 @@ macro_rules! own {
 }
 
 /// Every file, by its place under `/pkg`.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 16] = [
     // Python imports it when it starts.
     ("sitecustomize.py", include_str!("sitecustomize.py")),
     own!("__init__.py"),
@@ -31,6 +31,10 @@ const FILES: [(&str, &str); 12] = [
     own!("stream.py"),
     own!("template.py"),
     own!("transport.py"),
+    own!("web.py"),
+    own!("web_requests.py"),
+    own!("web_server.py"),
+    own!("web_socket.py"),
 ];
 
 /// Stands for the content of all of it.

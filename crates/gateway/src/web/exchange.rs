@@ -11,7 +11,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 
-use super::direct::Upgrade;
+use super::direct::{Passed, Upgrade};
 use super::handshake::Opening;
 use super::upload::{Upload, Uploaded};
 use super::waiting::{State, Visit};
@@ -23,6 +23,9 @@ use crate::routes::{HttpBody, status_of, text};
 const CALL_PARAMETER: &str = "__modal_function_call_id";
 /// How long a client should wait before it asks again where there is no room, in seconds.
 const RETRY_AFTER_S: &str = "1";
+
+/// Containers that are tried for one request, where nothing could be sent to the ones before.
+const CONTAINERS_TRIED_MAX: u32 = 5;
 
 /// An answer of the gateway itself.
 pub(super) type Said = Response<HttpBody>;
@@ -86,28 +89,43 @@ impl WebIngress {
         place: Place,
         body: Incoming,
     ) -> Result<Response<AnswerBody>, Box<Said>> {
-        let limits = &self.inner.limits;
-        let (exchange, upload) = match became {
-            Became::Opening(opening, Some(upgrade)) => {
-                return self.open(&endpoint, connection, parts, opening, upgrade).await;
-            }
-            Became::Opening(_, None) => {
-                return Err(
-                    text(StatusCode::BAD_REQUEST, "This connection cannot become a WebSocket.\n").into()
-                );
-            }
-            Became::Begun(Begun::Direct(direct), Some(upgrade)) => {
-                return self.tunnel(connection, parts, direct, upgrade).await;
-            }
-            Became::Begun(Begun::Direct(direct), None) => {
-                return self.pass(&endpoint, &place, parts, body, direct).await;
-            }
-            Became::Begun(Begun::Messages(exchange), _) => {
-                let (watch, most, stall) = (connection.watch.clone(), limits.body_bytes, limits.body_stall);
-                let upload = Upload::start(body, &exchange.to_app, most, stall, watch).await;
-                (exchange, upload)
-            }
-            Became::Resumed(visit) => return self.wait_again(parts.method, place, visit).await,
+        let (mut became, mut parts, mut body, mut tries) = (became, parts, body, 0);
+        let (exchange, upload) = loop {
+            break match became {
+                Became::Opening(opening, Some(upgrade)) => {
+                    return self.open(&endpoint, connection, parts, opening, upgrade).await;
+                }
+                Became::Opening(_, None) => {
+                    let why = "This connection cannot become a WebSocket.\n";
+                    return Err(text(StatusCode::BAD_REQUEST, why).into());
+                }
+                Became::Begun(Begun::Direct(direct), Some(upgrade)) => {
+                    return self.tunnel(connection, parts, direct, upgrade).await;
+                }
+                Became::Begun(Begun::Direct(direct), None) => {
+                    (parts, body) = match self.pass(&endpoint, &place, parts, body, direct).await {
+                        Passed::To(answer) => return answer,
+                        Passed::Nowhere(unsent) => *unsent,
+                    };
+                    tries += 1;
+                    if tries >= CONTAINERS_TRIED_MAX {
+                        let why = "None of the application's containers can be reached.\n";
+                        return Err(text(StatusCode::INTERNAL_SERVER_ERROR, why).into());
+                    }
+                    let head = head::web_head(&parts, connection, None);
+                    let again = self.inner.apps.begin(&endpoint, head).await;
+                    became = Became::Begun(again.map_err(|error| refused(&error))?, None);
+                    continue;
+                }
+                Became::Begun(Begun::Messages(exchange), _) => {
+                    let limits = &self.inner.limits;
+                    let (most, stall) = (limits.body_bytes, limits.body_stall);
+                    let watch = connection.watch.clone();
+                    let upload = Upload::start(body, &exchange.to_app, most, stall, watch).await;
+                    (exchange, upload)
+                }
+                Became::Resumed(visit) => return self.wait_again(parts.method, place, visit).await,
+            };
         };
         self.wait(endpoint, parts.method, place, exchange, upload).await
     }
@@ -268,6 +286,10 @@ pub(super) fn ended(call: CallId, end: &WebEnd) -> Said {
         }
         WebEnd::Failed(why) => {
             tracing::debug!(%call, why, "a web function failed before it answered");
+            (StatusCode::INTERNAL_SERVER_ERROR, "The application failed before it answered")
+        }
+        WebEnd::Unreachable(why) => {
+            tracing::debug!(%call, why, "a web function cannot be reached");
             (StatusCode::INTERNAL_SERVER_ERROR, "The application failed before it answered")
         }
         WebEnd::TimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "The application did not answer in its time"),

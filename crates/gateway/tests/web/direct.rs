@@ -236,11 +236,16 @@ async fn who_waits_too_long_is_sent_away_and_finds_the_answer() {
 async fn servers_that_fail_are_an_error_or_a_cut() {
     let mut world = World::start(none).await;
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    world.direct(DirectTarget::Tcp(closed), false);
+    let answer = world.get("/").await;
+    assert!(answer.status == 502 && answer.text().contains("cannot be reached"), "{answer:?}");
+    world.hears("slot: Failed").await;
+    // What is a call may be served by another container.
     world.direct(DirectTarget::Tcp(closed), true);
     let answer = world.get("/").await;
-    assert!(answer.status == 502 && answer.text().contains("cannot be reached (fc-"), "{answer:?}");
-    world.hears("slot: Failed").await;
-    world.direct(DirectTarget::Unix("/nowhere/socket".into()), true);
+    assert!(answer.status == 500 && answer.text().contains("can be reached"), "{answer:?}");
+    world.hears("slot: Unreachable").await;
+    world.direct(DirectTarget::Unix("/nowhere/socket".into()), false);
     assert_eq!(world.get("/").await.status, 502);
     world.hears("slot: Failed").await;
     for said in
@@ -254,7 +259,7 @@ async fn servers_that_fail_are_an_error_or_a_cut() {
             wire.send(said).await;
         });
         let answer = world.get("/").await;
-        assert!(answer.status == 502 && answer.text().contains("no answer (fc-"), "{said:?}: {answer:?}");
+        assert!(answer.status == 500 && answer.text().contains("answered (fc-"), "{said:?}: {answer:?}");
         world.hears("slot: Failed").await;
     }
     let breaks = scripted(|mut wire, _| async move {
@@ -279,7 +284,7 @@ async fn stale(mut wire: Wire, n: usize) {
 #[tokio::test]
 async fn only_what_has_no_effect_is_sent_twice() {
     let mut world = World::start(none).await;
-    world.direct(DirectTarget::Tcp(scripted(stale).await), true);
+    world.direct(DirectTarget::Tcp(scripted(stale).await), false);
     assert_eq!(world.get("/").await.text(), "0");
     world.hears("slot: Done").await;
     assert_eq!(world.get("/").await.text(), "1");

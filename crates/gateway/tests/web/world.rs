@@ -128,7 +128,8 @@ impl WebApps for Apps {
         if let Some((target, has_call)) = self.direct.lock().unwrap().clone() {
             let headers = vec![("evoke-input", "in-1".to_owned())];
             let slot = Box::new(Held(self.log.clone()));
-            return Ok(Begun::Direct(WebDirect { call: has_call.then_some(call), target, headers, slot }));
+            let call = has_call.then_some(call);
+            return Ok(Begun::Direct(WebDirect { call, target, timeout: None, headers, slot }));
         }
         let (to_app, receive) = mpsc::channel(CHANNEL);
         let (send, from_app) = mpsc::channel(CHANNEL);

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::line::{Line, Pool};
+use super::{Time, timed_out};
 
 /// The body of a request on its way to a server.
 pub(super) enum Sent {
@@ -134,11 +135,19 @@ pub(crate) struct DirectBody {
     pool: Pool,
     target: DirectTarget,
     slot: Slot,
+    time: Time,
 }
 
 impl DirectBody {
-    pub(super) fn new(body: Incoming, line: Line, pool: Pool, target: DirectTarget, slot: Slot) -> Self {
-        let mut body = Self { body, line: Some(line), pool, target, slot };
+    pub(super) fn new(
+        body: Incoming,
+        line: Line,
+        pool: Pool,
+        target: DirectTarget,
+        slot: Slot,
+        time: Time,
+    ) -> Self {
+        let mut body = Self { body, line: Some(line), pool, target, slot, time };
         if body.body.is_end_stream() {
             body.complete();
         }
@@ -164,7 +173,11 @@ impl DirectBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => self.time.poll_over(cx).map(|()| {
+                self.line = None;
+                self.slot.ended(timed_out());
+                Some(Err(Error::new(ErrorCode::DeadlineExceeded, "The answer did not end in its time")))
+            }),
         }
     }
 

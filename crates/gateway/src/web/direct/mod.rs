@@ -19,8 +19,11 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep};
 
 pub(crate) use body::{DirectBody, Slot};
 pub(crate) use line::Pool;
@@ -28,7 +31,7 @@ pub(super) use tunnel::Upgrade;
 
 use self::body::Sent;
 use self::line::{Answering, Line, Unanswered};
-use super::exchange::{Place, Said, sent_away};
+use super::exchange::{Place, Said, ended, sent_away};
 use super::head::is_of_the_hop;
 use super::{WebBody, WebIngress};
 use crate::connection::AnswerBody;
@@ -41,6 +44,38 @@ struct Awaited {
     slot: Slot,
     line: Line,
     answering: Answering,
+    /// What is left of its time.
+    time: Time,
+}
+
+/// The time that a request has in all; none where nobody bounds it.
+struct Time(Option<Pin<Box<Sleep>>>);
+
+impl Time {
+    fn of(timeout: Option<Duration>) -> Self {
+        Self(timeout.map(|timeout| Box::pin(sleep(timeout))))
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
+    }
+
+    async fn over(&mut self) {
+        poll_fn(|cx| self.poll_over(cx)).await;
+    }
+}
+
+/// The end of a request whose time is over.
+fn timed_out() -> WebEnd {
+    WebEnd::TimedOut("it took longer than its function allows".to_owned())
+}
+
+/// What became of a request that was to be passed on.
+pub(super) enum Passed {
+    /// This.
+    To(Result<Response<AnswerBody>, Box<Said>>),
+    /// Its server cannot be reached, nothing was sent, and another container may have it.
+    Nowhere(Box<(Parts, Incoming)>),
 }
 
 impl WebIngress {
@@ -52,18 +87,38 @@ impl WebIngress {
         parts: Parts,
         body: Incoming,
         direct: WebDirect,
+    ) -> Passed {
+        let line = match self.line(&direct.target).await {
+            Ok(line) => line,
+            Err(error) if direct.call.is_some() => {
+                direct.slot.ended(WebEnd::Unreachable(error.to_string()));
+                return Passed::Nowhere(Box::new((parts, body)));
+            }
+            Err(error) => return Passed::To(Err(unreachable(None, &mut Slot::new(direct.slot), &error))),
+        };
+        Passed::To(self.pass_by(line, endpoint, place, parts, body, direct).await)
+    }
+
+    async fn pass_by(
+        &self,
+        mut line: Line,
+        endpoint: &WebEndpoint,
+        place: &Place,
+        parts: Parts,
+        body: Incoming,
+        direct: WebDirect,
     ) -> Result<Response<AnswerBody>, Box<Said>> {
-        let WebDirect { call, target, headers, slot } = direct;
-        let mut slot = Slot::new(slot);
+        let WebDirect { call, target, timeout, headers, slot } = direct;
+        let slot = Slot::new(slot);
         let limits = &self.inner.limits;
         let (sent, through) = Sent::of(body, limits.body_bytes, limits.body_stall);
-        // What was sent may have had its effect, so that only what has none may be sent once more.
-        let repeatable = through.is_none() && parts.method.is_idempotent();
+        // What was sent may have had its effect, so that only what has none may be sent once more. What is a call
+        // is tried once.
+        let repeatable = call.is_none() && through.is_none() && parts.method.is_idempotent();
         let request = request(parts, sent, headers);
         let kept = repeatable.then(|| clone(&request));
-        let sent = self.send(&target, request, true).await;
-        let (line, answering) = sent.map_err(|error| unreachable(call, &mut slot, &error))?;
-        let mut awaited = Awaited { call, target, slot, line, answering };
+        let answering = line.send(request);
+        let mut awaited = Awaited { call, target, slot, line, answering, time: Time::of(timeout) };
         let mut kept = kept.filter(|_| awaited.line.used);
         let mut deadline = pin!(async {
             match call {
@@ -80,6 +135,15 @@ impl WebIngress {
                 answer = awaited.answer() => answer,
                 () = &mut deadline => break,
             };
+            let Some(answer) = answer else {
+                let end = timed_out();
+                let said = match call {
+                    Some(call) => ended(call, &end),
+                    None => text(StatusCode::GATEWAY_TIMEOUT, "There was no answer in time.\n"),
+                };
+                awaited.slot.ended(end);
+                return Err(said.into());
+            };
             let unanswered = match answer {
                 Ok(answer) => return Ok(self.passed(answer, awaited).map(AnswerBody::Web)),
                 Err(unanswered) => unanswered,
@@ -89,9 +153,9 @@ impl WebIngress {
                 return Err(no_answer(&mut awaited, &unanswered.error).into());
             };
             // The connection was one that the server had given up; a new one tells whether it is there.
-            let sent = self.send(&awaited.target, request, false).await;
-            let (line, answering) = sent.map_err(|error| unreachable(call, &mut awaited.slot, &error))?;
-            (awaited.line, awaited.answering) = (line, answering);
+            let line = Line::to(&awaited.target).await;
+            awaited.line = line.map_err(|error| unreachable(call, &mut awaited.slot, &error))?;
+            awaited.answering = awaited.line.send(request);
         }
         let Some(call) = awaited.call else {
             return Err(text(StatusCode::GATEWAY_TIMEOUT, "There was no answer in time.\n").into());
@@ -100,35 +164,32 @@ impl WebIngress {
         Err(sent_away(place.to_ask_again(call)).into())
     }
 
-    /// Begins to send a request, by a connection that is there already where `kept`.
-    async fn send(
-        &self,
-        target: &DirectTarget,
-        request: Request<Sent>,
-        kept: bool,
-    ) -> std::io::Result<(Line, Answering)> {
-        let there = if kept { self.inner.pool.take(target).await } else { None };
-        let mut line = match there {
-            Some(line) => line,
-            None => Line::to(target).await?,
-        };
-        let answering = line.send(request);
-        Ok((line, answering))
+    /// A connection to a server, one that is there already if there is.
+    async fn line(&self, target: &DirectTarget) -> std::io::Result<Line> {
+        match self.inner.pool.take(target).await {
+            Some(line) => Ok(line),
+            None => Line::to(target).await,
+        }
     }
 
     fn passed(&self, answer: Response<Incoming>, awaited: Awaited) -> Response<WebBody> {
         let (mut parts, body) = answer.into_parts();
         of_the_answer(&mut parts.headers);
         parts.version = Version::HTTP_11;
-        let Awaited { target, slot, line, .. } = awaited;
-        let body = DirectBody::new(body, line, self.inner.pool.clone(), target, slot);
+        let Awaited { target, slot, line, time, .. } = awaited;
+        let body = DirectBody::new(body, line, self.inner.pool.clone(), target, slot, time);
         Response::from_parts(parts, WebBody::Direct(Box::new(body)))
     }
 }
 
 impl Awaited {
-    async fn answer(&mut self) -> Result<Response<Incoming>, Unanswered> {
-        poll_fn(|cx| self.line.poll_answer(&mut self.answering, cx)).await
+    /// The answer, or none in time.
+    async fn answer(&mut self) -> Option<Result<Response<Incoming>, Unanswered>> {
+        poll_fn(|cx| match self.line.poll_answer(&mut self.answering, cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => self.time.poll_over(cx).map(|()| None),
+        })
+        .await
     }
 }
 
@@ -195,12 +256,22 @@ fn no_answer(awaited: &mut Awaited, error: &hyper::Error) -> Said {
         };
         return text(status, format!("{ours}\n"));
     }
-    awaited.slot.ended(WebEnd::Failed(format!("its server gave no answer: {error}")));
+    let end = WebEnd::Failed(format!("its server gave no answer: {error}"));
+    let said = awaited.call.map(|call| ended(call, &end));
+    awaited.slot.ended(end);
+    if let Some(said) = said {
+        return said;
+    }
     text(StatusCode::BAD_GATEWAY, format!("The application's server gave no answer{named}.\n"))
 }
 
 fn unreachable(call: Option<CallId>, slot: &mut Slot, error: &std::io::Error) -> Box<Said> {
-    slot.ended(WebEnd::Failed(format!("its server cannot be reached: {error}")));
+    let end = WebEnd::Failed(format!("its server cannot be reached: {error}"));
+    let said = call.map(|call| ended(call, &end));
+    slot.ended(end);
+    if let Some(said) = said {
+        return said.into();
+    }
     let named = named(call);
     text(StatusCode::BAD_GATEWAY, format!("The application's server cannot be reached{named}: {error}.\n"))
         .into()

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::Awaited;
 use super::body::DirectBody;
-use crate::web::direct::{Pool, of_the_answer};
+use crate::web::direct::{Pool, of_the_answer, timed_out};
 
 /// Messages that wait for the client.
 const MESSAGES_WAITING_MAX: usize = 4;
@@ -32,8 +32,12 @@ pub(super) fn exchange(call: CallId, awaited: Awaited) -> WebExchange {
 
 async fn relay(mut awaited: Awaited, send: &mpsc::Sender<FromApp>) -> WebEnd {
     let answer = match awaited.answer().await {
-        Ok(answer) => answer,
-        Err(unanswered) => {
+        None => {
+            awaited.slot.ended(timed_out());
+            return timed_out();
+        }
+        Some(Ok(answer)) => answer,
+        Some(Err(unanswered)) => {
             let why = format!("its server gave no answer: {}", unanswered.error);
             awaited.slot.ended(WebEnd::Failed(why.clone()));
             return WebEnd::Failed(why);
@@ -46,10 +50,10 @@ async fn relay(mut awaited: Awaited, send: &mpsc::Sender<FromApp>) -> WebEnd {
     let headers =
         headers.map(|(name, value)| (copy(name.as_str().as_bytes()), copy(value.as_bytes()))).collect();
     let start = FromApp::Start { status: parts.status.as_u16(), headers, trailers: false };
-    let Awaited { target, slot, line, .. } = awaited;
+    let Awaited { target, slot, line, time, .. } = awaited;
     // Whoever drops the receiving end ends this, so that what fails to be sent needs no look.
     let _ = send.send(start).await;
-    let mut body = DirectBody::new(body, line, Pool::default(), target, slot);
+    let mut body = DirectBody::new(body, line, Pool::default(), target, slot, time);
     while let Some(frame) = std::future::poll_fn(|cx| body.poll(cx)).await {
         match frame {
             Ok(frame) => {

@@ -13,10 +13,10 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use super::body::{Sent, Slot};
 use super::line::{Wire, builder};
-use super::{named, of_the_answer, request, unreachable};
+use super::{Time, named, of_the_answer, request, timed_out, unreachable};
 use crate::connection::{AnswerBody, Connection, stopped};
 use crate::routes::text;
-use crate::web::exchange::Said;
+use crate::web::exchange::{Said, ended};
 use crate::web::{WebBody, WebIngress};
 
 /// Room for what is on its way, in bytes and each way; every idle tunnel has it.
@@ -39,7 +39,7 @@ impl WebIngress {
         direct: WebDirect,
         upgrade: Upgrade,
     ) -> Result<Response<AnswerBody>, Box<Said>> {
-        let WebDirect { call, target, headers, slot } = direct;
+        let WebDirect { call, target, timeout, headers, slot } = direct;
         let mut slot = Slot::new(slot);
         let over_http2 = upgrade.protocol.is_none();
         let protocol = upgrade.protocol.unwrap_or(HeaderValue::from_static("websocket"));
@@ -52,12 +52,24 @@ impl WebIngress {
         }
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, protocol);
-        let asked =
-            ask(&target, parts, headers).await.map_err(|error| unreachable(call, &mut slot, &error))?;
+        let mut time = Time::of(timeout);
+        let asked = tokio::select! {
+            asked = ask(&target, parts, headers) => asked,
+            () = time.over() => {
+                slot.ended(timed_out());
+                return Err(text(StatusCode::GATEWAY_TIMEOUT, "There was no answer in time.\n").into());
+            }
+        };
+        let asked = asked.map_err(|error| unreachable(call, &mut slot, &error))?;
         let mut answer = match asked {
             Ok(answer) => answer,
             Err(error) => {
-                slot.ended(WebEnd::Failed(format!("its server gave no answer: {error}")));
+                let end = WebEnd::Failed(format!("its server gave no answer: {error}"));
+                let failed = call.map(|call| ended(call, &end));
+                slot.ended(end);
+                if let Some(failed) = failed {
+                    return Err(failed.into());
+                }
                 let said = format!("The application's server gave no answer{}.\n", named(call));
                 return Err(text(StatusCode::BAD_GATEWAY, said).into());
             }
@@ -66,7 +78,7 @@ impl WebIngress {
             return Ok(refused(answer, slot).map(AnswerBody::Web));
         }
         let server = hyper::upgrade::on(&mut answer);
-        tokio::spawn(join(upgrade.client, server, slot, connection.clone()));
+        tokio::spawn(join(upgrade.client, server, slot, time, connection.clone()));
         let (mut answered, _) = answer.into_parts();
         if over_http2 {
             of_the_answer(&mut answered.headers);
@@ -104,7 +116,13 @@ fn refused(answer: Response<Incoming>, slot: Slot) -> Response<WebBody> {
     Response::from_parts(parts, WebBody::Refusal(Box::new((body, slot))))
 }
 
-async fn join(client: OnUpgrade, server: OnUpgrade, mut slot: Slot, connection: Arc<Connection>) {
+async fn join(
+    client: OnUpgrade,
+    server: OnUpgrade,
+    mut slot: Slot,
+    mut time: Time,
+    connection: Arc<Connection>,
+) {
     let (client, server) = match tokio::try_join!(client, server) {
         Ok(both) => both,
         Err(error) => return tracing::debug!(%error, "an upgrade was broken off"),
@@ -112,6 +130,7 @@ async fn join(client: OnUpgrade, server: OnUpgrade, mut slot: Slot, connection: 
     let mut stop = connection.stop.clone();
     tokio::select! {
         () = copy(client, server) => slot.ended(WebEnd::Done),
+        () = time.over() => slot.ended(timed_out()),
         () = stopped(&mut stop) => {}
     }
 }
