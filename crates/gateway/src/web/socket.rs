@@ -141,12 +141,12 @@ impl Socket {
         }
         loop {
             match poll_fn(|cx| Pin::new(&mut self.stream).poll_next(cx)).await {
+                Some(Ok(Message::Close(_))) | Some(Err(Error::Io(_))) => return,
                 // Whatever was on its way.
                 Some(Ok(_)) => {}
-                None | Some(Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Io(_))) => return,
-                // Out of step, as after a message that was too large: the rest is read by the byte, so that
-                // what was sent to the client is not lost with the connection.
-                Some(Err(_)) => break,
+                // Out of step, as after a message that was too large (the stream gives nothing after its error): the
+                // rest is read by the byte, so that what was sent to the client is not lost with the connection.
+                Some(Err(_)) | None => break,
             }
         }
         let mut rest = [0; 1 << 10];
