@@ -2,7 +2,7 @@
 
 use crate::args::DiffOptions;
 use crate::local::{AppQuestion, Request};
-use crate::own_verbs;
+use crate::own_verbs::{self, text};
 use anyhow::Result;
 use serde_json::Value;
 use std::path::Path;
@@ -20,10 +20,6 @@ pub(crate) fn version(text: &str) -> Result<u32, String> {
     let number = text.strip_prefix('v').unwrap_or(text);
     let number = number.parse().ok().filter(|number| *number > 0);
     number.ok_or_else(|| format!("'{text}' is no version such as v3. `evoke app history APP` lists them"))
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {

@@ -3,13 +3,13 @@
 //! other sub-verbs of `image` are the official CLI's own.
 
 use crate::local::{ImageQuestion, Request};
-use crate::own_verbs;
+use crate::own_verbs::{self, Asking, text};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use evoke_gateway::size;
 use serde_json::Value;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The sub-verbs that are ours.
@@ -24,12 +24,8 @@ const PACKAGES_SHOWN: usize = 12;
     disable_help_subcommand = true
 )]
 struct Words {
-    /// The data folder of the server
-    #[arg(long, global = true, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    asking: Asking,
     #[command(subcommand)]
     verb: Sub,
 }
@@ -85,12 +81,7 @@ pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode>
         ImageQuestion::Prune { dry_run: true, .. } => would_be_removed,
         ImageQuestion::Prune { dry_run: false, .. } => removed,
     };
-    let data = words.data.as_deref().or(data);
-    own_verbs::answered(data, &Request::Image { question }, words.json, shown)
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
+    words.asking.answered(data, &Request::Image { question }, shown)
 }
 
 fn number(value: &Value, key: &str) -> u64 {

@@ -5,11 +5,39 @@ use crate::data_folder::DataFolder;
 use crate::local::{Reply, Request, ask};
 use crate::stdout;
 use anyhow::Result;
-use clap::Parser;
+use clap::{Args, Parser};
 use serde_json::Value;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Whom verbs ask, and how they show the answer.
+#[derive(Debug, Args)]
+pub(crate) struct Asking {
+    /// The data folder of the server
+    #[arg(long, global = true, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Asking {
+    /// Asks and writes the answer; `data` is the folder that was named before the verb.
+    pub(crate) fn answered(
+        &self,
+        data: Option<&Path>,
+        request: &Request,
+        shown: impl FnOnce(&Value) -> String,
+    ) -> Result<ExitCode> {
+        answered(self.data.as_deref().or(data), request, self.json, shown)
+    }
+}
+
+/// A text of an answer; empty where it has none.
+pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
 
 /// Whether the words after `evoke` are a verb of ours beneath `group`.
 pub(crate) fn is_ours(group: &str, ours: &[&str], words: &[OsString]) -> bool {

@@ -2,13 +2,13 @@
 //! sub-verbs of `token` are the official CLI's own.
 
 use crate::local::{Request, TokenQuestion};
-use crate::own_verbs;
+use crate::own_verbs::{self, Asking, text};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use evoke_core::UnixMs;
 use serde_json::Value;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The sub-verbs that are ours.
@@ -21,12 +21,8 @@ const OURS: [&str; 4] = ["approve", "create", "list", "revoke"];
     disable_help_subcommand = true
 )]
 struct Words {
-    /// The data folder of the server
-    #[arg(long, global = true, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    asking: Asking,
     #[command(subcommand)]
     verb: Sub,
 }
@@ -79,12 +75,7 @@ pub(crate) fn run(data: Option<&Path>, words: Vec<OsString>) -> Result<ExitCode>
         TokenQuestion::List => listed,
         TokenQuestion::Revoke { .. } => revoked,
     };
-    let data = words.data.as_deref().or(data);
-    own_verbs::answered(data, &Request::Token { question }, words.json, shown)
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
+    words.asking.answered(data, &Request::Token { question }, shown)
 }
 
 fn time(value: &Value) -> String {

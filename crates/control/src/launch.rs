@@ -134,11 +134,13 @@ impl Control {
         // The lean runtime lies beside the dependencies.
         let has_lean_runtime = dependencies.is_some();
         layers.extend(dependencies);
-        let mut template_layers = layers.clone();
+        let builder = definition.is_builder_function;
+        let is_forkable = self.config.templates && has_lean_runtime && !builder;
+        let mut template_layers = if is_forkable { layers.clone() } else { Vec::new() };
         let mut seen = HashSet::new();
         for mount in definition.mount_ids.iter().filter(|id| seen.insert(id.as_str())) {
             let (layer, is_client) = self.mount_layer(parse_id(mount)?).await?;
-            template_layers.extend(is_client.then(|| layer.clone()));
+            template_layers.extend((is_forkable && is_client).then(|| layer.clone()));
             layers.push(layer);
         }
         let environment = {
@@ -153,10 +155,6 @@ impl Control {
         env.extend(self.web_variable(task, function, switch).map(|told| (VARIABLE.to_owned(), told)));
         let python = if image.python_path.is_empty() { "python" } else { &image.python_path };
         let workdir = if image.workdir.is_empty() { HOME } else { &image.workdir };
-        let builder = definition.is_builder_function;
-        if !self.templates || !has_lean_runtime || builder {
-            template_layers.clear();
-        }
         Ok(Assignment {
             task_id: task,
             app_id: function.app_id,
@@ -167,7 +165,7 @@ impl Control {
             binds: image.binds.iter().cloned().map(|(source, target)| HostBind { source, target }).collect(),
             shared: self.shared_mounts(&definition.shared_volume_mounts).await?,
             volumes: self.volume_mounts(&definition.volume_mounts).await?,
-            argv: [python, "-m", entrypoint(&env, has_lean_runtime, self.templates)]
+            argv: [python, "-m", entrypoint(&env, has_lean_runtime, self.config.templates)]
                 .map(String::from)
                 .to_vec(),
             env: env.into_iter().collect(),

@@ -178,7 +178,6 @@ pub struct Control {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) machine: Machine,
     pub(crate) lean: String,
-    pub(crate) templates: bool,
     pub(crate) calls: shell::Calls,
     pub(crate) registry: registry::Registry,
     pub(crate) schedules: schedules::Schedules,
@@ -235,7 +234,6 @@ impl Control {
         Arc::new_cyclic(|me| Self {
             machine: config.machine.clone(),
             lean: config.lean.clone(),
-            templates: config.templates,
             config,
             calls: shell::Calls::new(engine, store.clone(), clock.clone()),
             store,
