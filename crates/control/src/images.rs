@@ -91,7 +91,7 @@ impl Control {
                     hash.update(part);
                 }
             }
-            image.secret_ids = vec![hex(&hash.finalize())];
+            image.secret_ids = vec![evoke_core::hex(&hash.finalize())];
         }
         Ok(image)
     }
@@ -351,11 +351,7 @@ fn recipe_digest(image: &api::Image, version: &str) -> String {
     hash.update(version.as_bytes());
     hash.update([0]);
     hash.update(canonical.encode_to_vec());
-    hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    evoke_core::hex(&hash.finalize())
 }
 
 /// What a container of a built image needs.

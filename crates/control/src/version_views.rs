@@ -82,5 +82,5 @@ fn content_of(row: &DeploymentRow) -> String {
     for (function, definition) in published(row).definition_ids {
         hash.update(format!("{function} {definition}\n"));
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    evoke_core::hex(&hash.finalize())
 }

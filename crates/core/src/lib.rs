@@ -7,6 +7,7 @@
 
 mod clock;
 mod error;
+mod hex;
 pub mod id;
 mod phase;
 pub mod ports;
@@ -15,6 +16,7 @@ mod resources;
 
 pub use clock::{Clock, Entropy, SeededEntropy, SystemClock, SystemEntropy, UnixMs};
 pub use error::{Error, ErrorCode, Result};
+pub use hex::hex;
 pub use id::{
     AppId, BlobId, CallId, ClassId, DefinitionId, DictId, EnvironmentId, FunctionId, ImageId, InputId,
     MountId, QueueId, SecretId, SharedVolumeId, TaskId, VolumeId,

@@ -46,7 +46,7 @@ impl ContentHash {
 
     /// 64 lower-case hex digits.
     pub fn to_hex(self) -> String {
-        to_hex(&self.0)
+        evoke_core::hex(&self.0)
     }
 }
 
@@ -67,17 +67,6 @@ impl fmt::Debug for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Lower-case hex of `bytes`.
-pub(crate) fn to_hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-    text
 }
 
 /// The `N` bytes that `text` gives in hex of either case.

@@ -1,7 +1,7 @@
 //! The ETags of payloads: the MD5 in hex of a body sent at once; for one sent in `n` parts the MD5 of the
 //! parts' binary MD5s, a dash, and `n`. The official client compares both with its own.
 
-use crate::content_hash::{from_hex, to_hex};
+use crate::content_hash::from_hex;
 use md5::{Digest, Md5};
 use std::{fmt, str::FromStr};
 
@@ -21,7 +21,7 @@ impl BodyMd5 {
 
     /// 32 lower-case hex digits: the ETag of this body or part, without quotes.
     pub fn to_hex(self) -> String {
-        to_hex(&self.0)
+        evoke_core::hex(&self.0)
     }
 }
 
@@ -44,7 +44,7 @@ pub fn multipart_etag(parts: &[BodyMd5]) -> String {
     for part in parts {
         hasher.update(part.0);
     }
-    format!("{}-{}", to_hex(&hasher.finalize()), parts.len())
+    format!("{}-{}", evoke_core::hex(&hasher.finalize()), parts.len())
 }
 
 #[cfg(test)]

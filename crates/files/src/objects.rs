@@ -114,7 +114,7 @@ impl ObjectStore {
         }
         fs::create_dir(&tmp).during("create", &tmp)?;
         for first in 0..=255u8 {
-            let folder = root.join(crate::content_hash::to_hex(&[first]));
+            let folder = root.join(evoke_core::hex(&[first]));
             if !folder.exists() {
                 fs::create_dir(&folder).during("create", &folder)?;
             }
@@ -299,7 +299,7 @@ impl ObjectStore {
         let holds = &self.inner.holds;
         let mut sweep = Sweep { holds, reachable, now, grace_ms, dry_run, done: Collected::default() };
         for first in 0..=255u8 {
-            let prefix = crate::content_hash::to_hex(&[first]);
+            let prefix = evoke_core::hex(&[first]);
             let folder = self.inner.root.join(&prefix);
             for entry in fs::read_dir(&folder).during("list", &folder)? {
                 let entry = entry.during("list", &folder)?;

@@ -219,7 +219,7 @@ fn file_body(file: File, length: u64) -> HttpBody {
 fn content_md5(value: &HeaderValue) -> Result<String, Error> {
     let bytes = STANDARD.decode(value.as_bytes()).ok().filter(|bytes| bytes.len() == 16);
     let bytes = bytes.ok_or_else(|| Error::invalid("The header Content-MD5 is not an MD5 in base64"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(evoke_core::hex(&bytes))
 }
 
 fn with_etag(mut response: Response<HttpBody>, etag: &str) -> Response<HttpBody> {

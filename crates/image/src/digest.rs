@@ -51,22 +51,11 @@ impl Hasher {
     }
 
     pub(crate) fn finish(&mut self) -> String {
-        hex(&self.0.clone().finalize())
+        evoke_core::hex(&self.0.clone().finalize())
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)] as char);
-        text.push(DIGITS[usize::from(byte & 15)] as char);
-    }
-    text
 }
 
 /// Hex SHA-256 of `bytes`.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    evoke_core::hex(&Sha256::digest(bytes))
 }

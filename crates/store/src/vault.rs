@@ -149,7 +149,7 @@ impl Vault {
     /// A vault with this key.
     pub fn with_key(key: &[u8; KEY_BYTES]) -> Self {
         let digest = Sha256::new().chain_update(b"evoke key id").chain_update(key).finalize();
-        let key_id = digest[..KEY_ID_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
+        let key_id = evoke_core::hex(&digest[..KEY_ID_BYTES]);
         Self { cipher: XChaCha20Poly1305::new(key.into()), key_id }
     }
 

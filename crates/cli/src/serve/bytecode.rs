@@ -115,7 +115,7 @@ impl Bytecode {
         hash.update(evoke_proto::CLIENT_VERSION);
         hash.update(evoke_files::bundles::own_digest());
         hash.update(PROGRAM);
-        let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let name = evoke_core::hex(&hash.finalize()[..16]);
         Ok(Some((spec, self.inner.layers.join(format!("client-{name}")))))
     }
 }

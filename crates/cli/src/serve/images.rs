@@ -150,7 +150,7 @@ impl ImageBuilder for Images {
         let path = self.layer_path(Path::new(layer).file_name().and_then(|n| n.to_str()).unwrap_or(layer));
         let mut spec = spec_of(base)?;
         // Named by what it is, not by how it came to be: a function's work cannot be told from its recipe.
-        let digest = hex(&Sha256::digest(path.to_string_lossy().as_bytes()));
+        let digest = evoke_core::hex(&Sha256::digest(path.to_string_lossy().as_bytes()));
         spec.layers.push(LayerRef { digest, path, owner: LayerOwner::Canonical });
         if let Err(error) = self.surveys.remember(&spec, step).await {
             // It is looked at again when somebody asks for it.
@@ -260,10 +260,6 @@ fn secrets(ids: &[String], values: &[(String, String)]) -> Vec<SecretRef> {
     let named =
         (!ids.is_empty()).then(|| SecretRef { id: "values".into(), version: u64::from_le_bytes(version) });
     named.into_iter().collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The builder's own description, carried along in what control stores.

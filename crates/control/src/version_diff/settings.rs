@@ -184,7 +184,7 @@ impl Settings<'_> {
         if serialized.iter().any(|bytes| !bytes.is_empty()) {
             let mut hash = Sha256::new();
             serialized.iter().for_each(|bytes| hash.update(bytes));
-            let digest: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+            let digest = evoke_core::hex(&hash.finalize()[..6]);
             let bytes: usize = serialized.iter().map(|bytes| bytes.len()).sum();
             self.set("serialized code", format!("{bytes} bytes, {digest}"));
         }

@@ -58,7 +58,7 @@ pub(crate) fn label(standing: Standing<'_>, function: &str, config: &Wanted<'_>)
     if whole.len() <= LABEL_LEN_MAX {
         return Label { text: whole, truncated: false };
     }
-    let digest = hex(&Sha256::digest(whole.as_bytes()));
+    let digest = evoke_core::hex(&Sha256::digest(whole.as_bytes()));
     let tail = format!("-{}{dev}", &digest[..DIGEST_LEN]);
     let room = LABEL_LEN_MAX.saturating_sub(source.len() + tail.len());
     let own = own[..own.len().min(room)].trim_end_matches('-');
@@ -86,10 +86,6 @@ impl<'a> From<&'a api::WebhookConfig> for Wanted<'a> {
 fn plain(text: &str) -> String {
     let lower = text.chars().map(|c| c.to_ascii_lowercase());
     lower.map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ impl Store {
                 n => hasher.update(&buffer[..n]),
             }
         }
-        let got = crate::digest::hex(&hasher.finalize());
+        let got = evoke_core::hex(&hasher.finalize());
         if got == hex {
             return Ok(());
         }

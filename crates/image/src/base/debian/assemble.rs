@@ -176,7 +176,7 @@ impl Assembly {
                     if conffiles.contains(&shown) {
                         let mut content = Vec::new();
                         entry.by_ref().take(CONFFILE_MAX).read_to_end(&mut content).map_err(broken)?;
-                        hashes.insert(shown, crate::digest::hex(&Md5::digest(&content)));
+                        hashes.insert(shown, evoke_core::hex(&Md5::digest(&content)));
                         tree.entry(&mut header, &path, content.as_slice())?;
                     } else if let Some(account) = path.strip_prefix("usr/share/base-passwd/") {
                         let mut content = Vec::new();

@@ -1,9 +1,10 @@
 //! AWS's signature of a request, version 4.
 
 use super::ecr::AwsKeys;
-use crate::digest::{hex, sha256};
+use crate::digest::sha256;
 use crate::error::{ImageError, Result};
 use evoke_core::UnixMs;
+use evoke_core::hex;
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
