@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.client import Client
 from support.server import Server, on_this_machine
+from support.waits import wait_until
 
 # Removes at once the images and layers that are not needed, however lately they were used.
 PRUNE = ("image", "prune", "--unused-for", "0s", "--json")
@@ -103,6 +104,8 @@ def test_each_layer_tells_what_it_brought(own_server: Server, person: Client) ->
 
 
 def test_what_nothing_needs_is_removed_and_what_is_needed_runs(own_server: Server, person: Client) -> None:
+    # A container keeps what it runs in.
+    wait_until(lambda: own_server.status()["containers"] == 0, "the containers of others end", 40)
     _prune(own_server)
     before = _layers(own_server)
     _deploy(person, "first")
